@@ -1,0 +1,145 @@
+// Package commands holds the intentions: what somebody wants to happen, and how that is decided.
+//
+// A decision is pure. A command folds its stream's events into a small state and returns events or a refusal (a *fault.Error). It
+// reads no clock, no database and no network; what it needs to know travels in the command.
+package commands
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/fault"
+)
+
+// Command is an intention for one stream.
+type Command interface {
+	Name() string    // what is written on the bus: "stream.verb"; it never changes
+	Stream() string  // the stream that decides
+	Validate() error // all that can be said without the stream, every reason at once
+}
+
+// State is what the events of a stream fold to. Its JSON is the result that an applied command answers with.
+type State[S any, E events.Event] interface {
+	Fold(E) S
+}
+
+// decider is a command that decides on a state S and returns events of its stream's sum type E.
+type decider[S State[S, E], E events.Event] interface {
+	Command
+	Decide(S) ([]E, error)
+}
+
+// kind is what the handler knows of a command type.
+type kind struct {
+	decode func(data []byte) (Command, error)
+	zero   any
+	decide func(state any, c Command) ([]events.Event, error)
+	fold   func(state any, e events.Event) any
+}
+
+var kinds = map[string]kind{}
+
+// register makes a command type known; state and event types follow from its Decide.
+func register[C decider[S, E], S State[S, E], E events.Event]() {
+	var zero C
+	var state S
+	if _, twice := kinds[zero.Name()]; twice {
+		panic("commands: " + zero.Name() + " is registered twice")
+	}
+	kinds[zero.Name()] = kind{
+		decode: func(data []byte) (Command, error) {
+			var c C
+			err := json.Unmarshal(data, &c)
+			return c, err
+		},
+		zero: state,
+		decide: func(state any, c Command) ([]events.Event, error) {
+			decided, err := c.(C).Decide(state.(S))
+			if err != nil {
+				return nil, err
+			}
+			evs := make([]events.Event, len(decided))
+			for i, e := range decided {
+				evs[i] = e
+			}
+			return evs, nil
+		},
+		fold: func(state any, e events.Event) any {
+			if e, ok := e.(E); ok {
+				return state.(S).Fold(e)
+			}
+			return state // of a newer release
+		},
+	}
+}
+
+// Meta is what travels with a command.
+type Meta struct {
+	ID          uuid.UUID `json:"id"` // handling it twice is handling it once
+	Actor       string    `json:"actor"`
+	Correlation uuid.UUID `json:"correlation"`         // zero: this command begins a conversation
+	Causation   int64     `json:"causation,omitempty"` // position of the event that a policy reacts to
+	Digest      string    `json:"digest,omitempty"`    // of the request that sent it
+}
+
+type envelope struct {
+	Meta
+	Name string          `json:"name"`
+	Data json.RawMessage `json:"data"`
+}
+
+// mostCommand bounds the encoded size of a command, which bounds events too.
+const mostCommand = 4 << 20
+
+// Encode validates c and returns its form on the bus.
+func Encode(m Meta, c Command) ([]byte, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", c.Name(), err)
+	}
+	if len(data) > mostCommand {
+		return nil, fault.New(fault.TooLarge, "%s is larger than %d bytes", c.Name(), mostCommand)
+	}
+	if m.Correlation == uuid.Nil {
+		m.Correlation = m.ID
+	}
+	return json.Marshal(envelope{m, c.Name(), data})
+}
+
+// Decode reads what Encode wrote, and validates again: what is on the bus may come from elsewhere. Its errors are fault.Invalid.
+func Decode(payload []byte) (Meta, Command, error) {
+	var e envelope
+	if err := json.Unmarshal(payload, &e); err != nil {
+		return e.Meta, nil, fault.New(fault.Invalid, "the command is not JSON of the expected form")
+	}
+	k, ok := kinds[e.Name]
+	if !ok {
+		return e.Meta, nil, fault.New(fault.Invalid, "there is no such command")
+	}
+	c, err := k.decode(e.Data)
+	if err != nil {
+		return e.Meta, nil, fault.New(fault.Invalid, "the data of %s does not fit", e.Name)
+	}
+	return e.Meta, c, c.Validate()
+}
+
+// none is the decision that all is as it should be already.
+func none[E any]() ([]E, error) { return nil, nil }
+
+func one[E any](e E) ([]E, error) { return []E{e}, nil }
+
+func conflict[E any](format string, args ...any) ([]E, error) {
+	return nil, fault.New(fault.Conflict, format, args...)
+}
+
+// clean says that s can be stored: valid UTF-8 without NUL, which Postgres text does not hold, of at most n bytes.
+func clean(s string, n int) bool {
+	return len(s) <= n && !strings.ContainsRune(s, 0) && strings.ToValidUTF8(s, "") == s
+}

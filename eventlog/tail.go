@@ -1,0 +1,353 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/wheelrefinery/refinery/events"
+)
+
+// What the tail keeps in memory for followers that are nearly up to date.
+const (
+	tailEvents = 16_384
+	tailBytes  = 16 << 20
+)
+
+// tail holds the newest events that this process appended, decoded once for all who follow. It is without holes: when another process
+// has appended in between, it begins anew behind that.
+type tail struct {
+	mu    sync.Mutex
+	ring  []events.Recorded // consecutive positions, ending at last
+	bytes int
+	last  int64 // newest known position; behind it the ring may be shorter or empty
+	wake  chan struct{}
+}
+
+func (t *tail) init(head int64) { t.last, t.wake = head, make(chan struct{}) }
+
+func (t *tail) head() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.last
+}
+
+func (t *tail) changed() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.wake
+}
+
+func (t *tail) push(recorded []events.Recorded) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := len(t.ring); n > 0 && t.ring[n-1].Position+1 != recorded[0].Position {
+		t.ring, t.bytes = nil, 0
+	}
+	t.ring = append(t.ring, recorded...)
+	for _, r := range recorded {
+		t.bytes += r.Size
+	}
+	// Dropped from the front by slicing; append moves what is left to a new array from time to time.
+	for len(t.ring) > tailEvents || (t.bytes > tailBytes && len(t.ring) > 1) {
+		t.bytes -= t.ring[0].Size
+		t.ring[0] = events.Recorded{}
+		t.ring = t.ring[1:]
+	}
+	t.moved(recorded[len(recorded)-1].Position)
+}
+
+// saw notes that another process has appended up to position.
+func (t *tail) saw(position int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.moved(position)
+}
+
+func (t *tail) moved(position int64) {
+	if position > t.last {
+		t.last = position
+		close(t.wake)
+		t.wake = make(chan struct{})
+	}
+}
+
+// after returns what the ring holds directly after position, at most n events. Empty: nothing new, or it has to be read.
+func (t *tail) after(position int64, n int) []events.Recorded {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ring) == 0 {
+		return nil
+	}
+	i := position + 1 - t.ring[0].Position
+	if i < 0 || i >= int64(len(t.ring)) {
+		return nil
+	}
+	part := t.ring[i:min(int(i)+n, len(t.ring))]
+	return append(make([]events.Recorded, 0, len(part)), part...) // the ring clears what it drops
+}
+
+// Batches of those who are behind.
+const (
+	mostEvents = 5_000
+	mostBytes  = 8 << 20
+)
+
+// pages reads the log for those who are behind: one query and one decoding for all who are at the same place, and the next page is
+// read while this one is worked on.
+type pages struct {
+	log   *Log
+	mu    sync.Mutex
+	cache map[int64]*page // by the position that the page follows
+	order []int64
+	limit int
+}
+
+type page struct {
+	ready chan struct{}
+	batch []events.Recorded
+	err   error
+}
+
+// pagesKept bounds the memory: this many pages of mostBytes of data.
+const pagesKept = 3
+
+func (p *pages) init(l *Log) { p.log, p.cache, p.limit = l, map[int64]*page{}, 500 }
+
+func (p *pages) get(ctx context.Context, after int64) ([]events.Recorded, error) {
+	for {
+		pg := p.start(after)
+		select {
+		case <-pg.ready:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if errors.Is(pg.err, context.Canceled) && ctx.Err() == nil {
+			continue
+		}
+		if pg.err == nil && len(pg.batch) == mostEvents {
+			p.start(pg.batch[len(pg.batch)-1].Position)
+		}
+		return pg.batch, pg.err
+	}
+}
+
+func (p *pages) start(after int64) *page {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if pg, ok := p.cache[after]; ok {
+		return pg
+	}
+	pg := &page{ready: make(chan struct{})}
+	p.cache[after] = pg
+	p.order = append(p.order, after)
+	if len(p.order) > pagesKept {
+		delete(p.cache, p.order[0])
+		p.order = p.order[1:]
+	}
+	limit := p.limit
+	p.log.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		pg.batch, pg.err = p.log.Read(ctx, after, limit)
+		bytes := 0
+		for _, r := range pg.batch {
+			bytes += r.Size
+		}
+		p.mu.Lock()
+		// Log text makes some stretches a hundred times heavier than others: aim at mostBytes a page.
+		switch {
+		case bytes > mostBytes:
+			p.limit = max(50, limit*mostBytes/bytes)
+		case bytes < mostBytes/4:
+			p.limit = min(mostEvents, limit*4)
+		}
+		if (pg.err != nil || len(pg.batch) < limit) && p.cache[after] == pg {
+			// The end of the log: the next to ask must read again.
+			delete(p.cache, after)
+			for i, a := range p.order {
+				if a == after {
+					p.order = append(p.order[:i:i], p.order[i+1:]...)
+					break
+				}
+			}
+		}
+		p.mu.Unlock()
+		close(pg.ready)
+	})
+	return pg
+}
+
+const eventColumns = `position, stream, version, command, correlation, causation, actor, recorded_at, type, data::text`
+
+func scanEvent(row pgx.CollectableRow) (events.Recorded, error) {
+	var r events.Recorded
+	var name string
+	var data []byte
+	err := row.Scan(&r.Position, &r.Stream, &r.Version, &r.Command, &r.Correlation, &r.Causation, &r.Actor, &r.Time, &name, &data)
+	if err != nil {
+		return r, err
+	}
+	r.Time, r.Size = r.Time.UTC(), len(data)
+	r.Event, err = events.Decode(name, data)
+	return r, err
+}
+
+// Read returns the events directly after position, at most limit, in order. Positions are gapless: a hole is an error.
+func (l *Log) Read(ctx context.Context, after int64, limit int) ([]events.Recorded, error) {
+	rows, err := l.pool.Query(ctx, `select `+eventColumns+` from events where position > $1 and position <= $2 order by position`, after, after+int64(limit))
+	if err != nil {
+		return nil, fmt.Errorf("read events after %d: %w", after, err)
+	}
+	batch, err := pgx.AppendRows(make([]events.Recorded, 0, limit), rows, scanEvent)
+	if err != nil {
+		return nil, fmt.Errorf("read events after %d: %w", after, err)
+	}
+	for i, r := range batch {
+		if r.Position != after+1+int64(i) {
+			return nil, fmt.Errorf("the event log has a hole: %d follows %d", r.Position, after+int64(i))
+		}
+	}
+	return batch, nil
+}
+
+// Stream is a stream as it was read: its version and events.
+type Stream struct {
+	Version int64
+	Events  []events.Recorded
+}
+
+// Load reads streams whole, with one query; a stream that does not exist has version 0.
+func (l *Log) Load(ctx context.Context, streams ...string) (map[string]Stream, error) {
+	m := make(map[string]Stream, len(streams))
+	// streams first: one that is not there costs no look into events, and the bounds leave out partitions. materialized and the
+	// lateral join keep the planner from reading the partitions for all streams at once.
+	rows, err := l.pool.Query(ctx, `
+		with s as materialized (select stream, first_position, last_position from streams where stream = any($1))
+		select e.position, e.stream, e.version, e.command, e.correlation, e.causation, e.actor, e.recorded_at, e.type, e.data::text
+		from s cross join lateral (
+			select * from events e where e.stream = s.stream and e.position between s.first_position and s.last_position
+		) e order by e.position`, streams)
+	if err != nil {
+		return nil, fmt.Errorf("load streams: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, scanEvent)
+	if err != nil {
+		return nil, fmt.Errorf("load streams: %w", err)
+	}
+	for _, r := range all {
+		s := m[r.Stream]
+		s.Version, s.Events = r.Version, append(s.Events, r)
+		m[r.Stream] = s
+	}
+	return m, nil
+}
+
+// next waits until there are events after position and returns some; nil when quiet has passed first (0: no limit).
+func (l *Log) next(ctx context.Context, position int64, quiet time.Duration) ([]events.Recorded, error) {
+	var timeout <-chan time.Time
+	if quiet > 0 {
+		t := time.NewTimer(quiet)
+		defer t.Stop()
+		timeout = t.C
+	}
+	for {
+		changed := l.tail.changed()
+		if batch := l.tail.after(position, mostEvents); len(batch) > 0 {
+			return batch, nil
+		}
+		if l.Head() > position {
+			batch, err := l.pages.get(ctx, position)
+			if len(batch) > 0 || err != nil {
+				return batch, err
+			}
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+const (
+	channel       = "refinery_events"
+	notifyAtMost  = 5 * time.Millisecond // between two wake-ups of other processes
+	headPoll      = time.Second          // backs the wake-up
+	reconnectWait = 500 * time.Millisecond
+)
+
+// notifier wakes other processes after commits, on a connection of its own and never inside the append: a notify in a transaction takes
+// a database-wide lock at commit.
+func (l *Log) notifier(ctx context.Context) {
+	for {
+		select {
+		case <-l.notify:
+		case <-ctx.Done():
+			return
+		}
+		if _, err := l.pool.Exec(ctx, `select pg_notify($1, $2)`, channel, strconv.FormatInt(l.Head(), 10)); err != nil && ctx.Err() == nil {
+			l.logger.Warn("other processes were not woken; they poll", "error", err)
+		}
+		pause(ctx, notifyAtMost)
+	}
+}
+
+// listener learns of what other processes append.
+func (l *Log) listener(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := l.listen(ctx); err != nil && ctx.Err() == nil {
+			l.logger.Warn("listening for events was interrupted", "error", err)
+			pause(ctx, reconnectWait)
+		}
+	}
+}
+
+func (l *Log) listen(ctx context.Context) error {
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	// A connection that listens must not go back to the pool.
+	c := conn.Hijack()
+	defer c.Close(context.WithoutCancel(ctx))
+	if _, err := c.Exec(ctx, `listen `+channel); err != nil {
+		return err
+	}
+	for {
+		var head int64
+		if err := c.QueryRow(ctx, `select position from head`).Scan(&head); err != nil {
+			return err
+		}
+		l.tail.saw(head)
+		poll, cancel := context.WithTimeout(ctx, headPoll)
+		n, err := c.WaitForNotification(poll)
+		cancel()
+		switch {
+		case err == nil:
+			if head, err := strconv.ParseInt(n.Payload, 10, 64); err == nil {
+				l.tail.saw(head)
+			}
+		case ctx.Err() != nil:
+			return nil
+		case !errors.Is(err, context.DeadlineExceeded):
+			return err
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
