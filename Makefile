@@ -1,0 +1,48 @@
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -X main.version=$(VERSION)
+FUZZTIME ?= 30s
+SKIPPED  := $(CURDIR)/.skipped
+
+.DEFAULT_GOAL := help
+.PHONY: help build run dev test lint gen check bench fuzz
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## the program: bin/refinery
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/refinery ./cmd/refinery
+
+run: build ## start everything and build the wheels of examples/requirements.txt (ONCE=1: exit when they are done)
+	bin/refinery up -r examples/requirements.txt --build all $(if $(ONCE),--once)
+
+dev: ## start everything from source, with race detector and debug log
+	LOG_LEVEL=debug go run -race ./cmd/refinery up
+
+test: ## all tests (TESTFLAGS='-run X -v' for some); the last lines name what was skipped
+	@rm -f $(SKIPPED)
+	@REFINERY_SKIPPED=$(SKIPPED) go test -shuffle=on -timeout 15m $(TESTFLAGS) ./...; code=$$?; \
+	if [ -f $(SKIPPED) ]; then echo; cat $(SKIPPED); fi; exit $$code
+
+lint: ## formatting, vet, staticcheck, complete type switches
+	@files=$$(go tool gofumpt -l .) && if [ -n "$$files" ]; then echo "$$files"; echo 'not formatted: go tool gofumpt -w .'; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	go tool go-check-sumtype ./...
+
+gen: ## generate code anew
+	go generate ./...
+
+check: ## exactly what CI runs: generated code is fresh, lint, test
+	@state() { git diff; git status --porcelain; }; before=$$(state) && $(MAKE) gen && \
+	if [ "$$before" != "$$(state)" ]; then git status --short; echo 'generated code was not fresh: commit what make gen changed'; exit 1; fi
+	$(MAKE) lint
+	$(MAKE) test
+
+bench: ## benchmarks, each beside its limit
+	go test -run '^$$' -bench . -timeout 30m -p 1 ./...
+
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@list=$$(go test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; echo "$$list" | awk '/^Fuzz/ { names[++n] = $$1 } /^ok/ { while (n) print names[n--], $$2 }' | \
+	while read -r name package; do \
+		echo "$$package $$name"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
+	done
