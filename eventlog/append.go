@@ -143,10 +143,26 @@ func (l *Log) commit(ctx context.Context, batch []*request) {
 // insert puts items in, in one round trip when all is as expected. Otherwise the database names what is not, and the rest goes again.
 func (l *Log) insert(ctx context.Context, items []item) error {
 	for len(items) > 0 {
-		known, stale, err := l.insertAll(ctx, items)
+		b := newBatch(items, l.clock())
+		err := l.write(ctx, b)
 		var pg *pgconn.PgError
-		switch {
-		case errors.As(err, &pg) && (pg.Code[:2] == "22" || pg.Code[:2] == "23" || pg.Code[:2] == "54"): // data, constraint, limit
+		if err == nil {
+			return nil
+		}
+		if !errors.As(err, &pg) {
+			return fmt.Errorf("append: %w", err)
+		}
+		switch class := pg.Code[:2]; {
+		case pg.Code == "RF002" || pg.Code == "23505":
+			left, err := l.without(ctx, items, b)
+			if err != nil {
+				return err
+			}
+			if len(left) == len(items) {
+				return fmt.Errorf("append: the database finds an obstacle and none is there: %w", pg)
+			}
+			items = left
+		case class == "22" || class == "23" || class == "54": // data, constraint, limit
 			if len(items) == 1 {
 				items[0].result.Err = fmt.Errorf("%w: %w", ErrRejected, err)
 				return nil
@@ -156,146 +172,201 @@ func (l *Log) insert(ctx context.Context, items []item) error {
 				return err
 			}
 			items = items[len(items)/2:]
-			continue
-		case err != nil:
+		default:
 			return fmt.Errorf("append: %w", err)
-		case len(known) == 0 && len(stale) == 0:
-			return nil
 		}
-		var outcomes map[uuid.UUID]Outcome
-		if len(known) > 0 {
-			if outcomes, err = l.Outcomes(ctx, known...); err != nil {
-				return err
-			}
-		}
-		moved := map[string]bool{}
-		for _, s := range stale {
-			moved[s] = true
-		}
-		left := items[:0]
-		for _, it := range items {
-			if o, ok := outcomes[it.Outcome.Command]; ok {
-				*it.result = Result{Outcome: o, Err: ErrDuplicate}
-				moved[it.Outcome.Stream] = true // what follows in this stream was decided on top of it
-			} else if moved[it.Outcome.Stream] {
-				it.result.Err = ErrConflict
-			} else {
-				left = append(left, it)
-			}
-		}
-		items = left
 	}
 	return nil
 }
 
-// arrays are the arguments of append_events (migrations/00001), one slice for each column.
-type arrays struct {
-	ids                                 []uuid.UUID
-	names, streams, actors, status      []string
-	first, last                         []int64
-	digests, details                    []string
-	sNames                              []string
-	sExpected, sVersions, sFirst, sLast []int64
-	eStreams                            []string
-	eVersions                           []int64
-	eTypes, eData                       []string
-	eCommands, eCorrelations            []uuid.UUID
-	eCausations                         []int64
-	eActors                             []string
+// without gives the entries that cannot be appended their result and returns the others.
+func (l *Log) without(ctx context.Context, items []item, b *batch) ([]item, error) {
+	var known []uuid.UUID
+	var stale []string
+	ids := make([]uuid.UUID, len(items))
+	for i, it := range items {
+		ids[i] = it.Outcome.Command
+	}
+	err := l.pool.QueryRow(ctx, `select * from append_obstacles($1, $2, $3)`, ids, b.streams, b.expected).Scan(&known, &stale)
+	if err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	outcomes := map[uuid.UUID]Outcome{}
+	if len(known) > 0 {
+		if outcomes, err = l.Outcomes(ctx, known...); err != nil {
+			return nil, err
+		}
+	}
+	moved := map[string]bool{}
+	for _, s := range stale {
+		moved[s] = true
+	}
+	var left []item
+	for _, it := range items {
+		if o, ok := outcomes[it.Outcome.Command]; ok {
+			*it.result = Result{Outcome: o, Err: ErrDuplicate}
+			moved[it.Outcome.Stream] = true // what follows in this stream was decided on top of it
+		} else if moved[it.Outcome.Stream] {
+			it.result.Err = ErrConflict
+		} else {
+			left = append(left, it)
+		}
+	}
+	return left, nil
 }
 
-func (l *Log) insertAll(ctx context.Context, items []item) (known []uuid.UUID, stale []string, err error) {
-	var a arrays
-	place := map[string]int{} // stream → index in sNames
-	recorded := make([]events.Recorded, 0, len(items))
-	if now := time.Now().UTC().Truncate(time.Microsecond); now.After(l.now) {
-		l.now = now
+// batch is the entries of one transaction, as the arguments of append_events.
+type batch struct {
+	items       []item
+	at          time.Time
+	streams     []string // each stream once, and the version that it must have
+	expected    []int64
+	first, last []int64 // of each item, counted from 1 within the batch; 0: no events
+	recorded    []events.Recorded
+	arguments   [][]byte
+}
+
+func newBatch(items []item, at time.Time) *batch {
+	b := &batch{
+		items: items, at: at, first: make([]int64, len(items)), last: make([]int64, len(items)),
+		recorded: make([]events.Recorded, 0, len(items)),
 	}
+	place := make(map[string]int, len(items)) // stream → index
+	var versions, sFirst, sLast []int64
+	estreams, eversions, types, data := texts(), bigints(), texts(), texts()
+	ecommands, correlations, causations, eactors := uuids(), uuids(), bigints(), texts()
+	ids, names, streams, actors, status := uuids(), texts(), texts(), texts(), texts()
+	first, last, digests, details := bigints(), bigints(), texts(), texts()
+	var n int64
 	for i := range items {
 		it := &items[i]
 		o := &it.Outcome
 		s, ok := place[o.Stream]
 		if !ok {
-			s = len(a.sNames)
+			s = len(b.streams)
 			place[o.Stream] = s
-			a.sNames = append(a.sNames, o.Stream)
-			a.sExpected = append(a.sExpected, it.Expected)
-			a.sVersions = append(a.sVersions, it.Expected)
-			a.sFirst = append(a.sFirst, 0)
-			a.sLast = append(a.sLast, 0)
+			b.streams = append(b.streams, o.Stream)
+			b.expected = append(b.expected, it.Expected)
+			versions = append(versions, it.Expected)
+			sFirst, sLast = append(sFirst, 0), append(sLast, 0)
 		}
-		if a.sVersions[s] != it.Expected {
+		if versions[s] != it.Expected {
 			// The entries of this stream do not follow each other: whoever decided this one did not know the one before.
-			a.sExpected[s] = -1
+			b.expected[s] = -1
 		}
-		var first, last int64
-		for n, ev := range it.Events {
-			a.sVersions[s]++
-			last = int64(len(a.eTypes) + 1)
-			if n == 0 {
-				first = last
+		for k, ev := range it.Events {
+			n++
+			versions[s]++
+			if b.first[i] == 0 {
+				b.first[i] = n
 			}
-			if a.sFirst[s] == 0 {
-				a.sFirst[s] = last
+			if sFirst[s] == 0 {
+				sFirst[s] = n
 			}
-			a.sLast[s] = last
-			a.eStreams = append(a.eStreams, o.Stream)
-			a.eVersions = append(a.eVersions, a.sVersions[s])
-			a.eTypes = append(a.eTypes, ev.Name())
-			a.eData = append(a.eData, it.data[n])
-			a.eCommands = append(a.eCommands, o.Command)
-			a.eCorrelations = append(a.eCorrelations, it.Correlation)
-			a.eCausations = append(a.eCausations, it.Causation)
-			a.eActors = append(a.eActors, o.Actor)
-			recorded = append(recorded, events.Recorded{
-				Position: last, Stream: o.Stream, Version: a.sVersions[s], Command: o.Command, Correlation: it.Correlation,
-				Causation: it.Causation, Actor: o.Actor, Time: l.now, Size: len(it.data[n]), Event: ev,
+			b.last[i], sLast[s] = n, n
+			estreams.text(o.Stream)
+			eversions.bigint(versions[s])
+			types.text(ev.Name())
+			data.text(it.data[k])
+			ecommands.uuid(o.Command)
+			correlations.uuid(it.Correlation)
+			causations.bigint(it.Causation)
+			eactors.text(o.Actor)
+			b.recorded = append(b.recorded, events.Recorded{
+				Position: n, Stream: o.Stream, Version: versions[s], Command: o.Command, Correlation: it.Correlation,
+				Causation: it.Causation, Actor: o.Actor, Time: at, Size: len(it.data[k]), Event: ev,
 			})
 		}
-		a.ids = append(a.ids, o.Command)
-		a.names = append(a.names, o.Name)
-		a.streams = append(a.streams, o.Stream)
-		a.actors = append(a.actors, o.Actor)
-		a.status = append(a.status, string(o.Status))
-		a.first = append(a.first, first)
-		a.last = append(a.last, last)
-		a.digests = append(a.digests, o.Digest)
-		a.details = append(a.details, it.detail)
+		ids.uuid(o.Command)
+		names.text(o.Name)
+		streams.text(o.Stream)
+		actors.text(o.Actor)
+		status.text(string(o.Status))
+		first.bigint(b.first[i])
+		last.bigint(b.last[i])
+		digests.text(o.Digest)
+		details.text(it.detail)
 	}
-	if err := l.makePartitions(ctx, int64(len(a.eTypes))); err != nil {
-		return nil, nil, err
-	}
-	var head int64
-	err = l.pool.QueryRow(ctx,
-		`select * from append_events($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23)`,
-		a.ids, a.names, a.streams, a.actors, a.status, a.first, a.last, a.digests, a.details,
-		a.sNames, a.sExpected, a.sVersions, a.sFirst, a.sLast,
-		a.eStreams, a.eVersions, a.eTypes, a.eData, a.eCommands, a.eCorrelations, a.eCausations, a.eActors, l.now,
-	).Scan(&head, &known, &stale)
-	if err != nil || len(known) > 0 || len(stale) > 0 {
-		return known, stale, err
-	}
-	for i := range items {
-		o := items[i].Outcome
-		o.Time = l.now
-		if a.first[i] > 0 {
-			o.First, o.Last = head+a.first[i], head+a.last[i]
+	newS, newVersion, newFirst, newLast := texts(), bigints(), bigints(), bigints()
+	oldS, oldExpected, oldVersion, oldLast := texts(), bigints(), bigints(), bigints()
+	readS, readExpected := texts(), bigints()
+	for s, name := range b.streams {
+		switch {
+		case sFirst[s] == 0:
+			readS.text(name)
+			readExpected.bigint(b.expected[s])
+		case b.expected[s] == 0:
+			newS.text(name)
+			newVersion.bigint(versions[s])
+			newFirst.bigint(sFirst[s])
+			newLast.bigint(sLast[s])
+		default:
+			oldS.text(name)
+			oldExpected.bigint(b.expected[s])
+			oldVersion.bigint(versions[s])
+			oldLast.bigint(sLast[s])
 		}
-		*items[i].result = Result{Outcome: o}
 	}
-	for i := range recorded {
-		recorded[i].Position += head
+	b.arguments = append(b.arguments, timestamp(at))
+	for _, a := range []*array{
+		ids, names, streams, actors, status, first, last, digests, details,
+		newS, newVersion, newFirst, newLast, oldS, oldExpected, oldVersion, oldLast, readS, readExpected,
+		estreams, eversions, types, data, ecommands, correlations, causations, eactors,
+	} {
+		b.arguments = append(b.arguments, a.encoded())
 	}
-	l.stats.batches.Add(1)
-	l.stats.entries.Add(int64(len(items)))
-	if len(recorded) > 0 {
-		l.tail.push(recorded)
+	return b
+}
+
+const appendSQL = `select append_events($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28)`
+
+var binaryFormat = []int16{1} // of all arguments, and of all results
+
+// write runs the batch and tells everybody when it is committed.
+func (l *Log) write(ctx context.Context, b *batch) error {
+	if err := l.makePartitions(ctx, int64(len(b.recorded))); err != nil {
+		return err
+	}
+	conn, err := l.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	if _, err := conn.Conn().Prepare(ctx, "append", appendSQL); err != nil { // once for each connection
+		return err
+	}
+	r := conn.Conn().PgConn().ExecPrepared(ctx, "append", b.arguments, binaryFormat, binaryFormat).Read()
+	if r.Err != nil {
+		return r.Err
+	}
+	head := int64(be.Uint64(r.Rows[0][0]))
+	for i := range b.items {
+		o := b.items[i].Outcome
+		o.Time = b.at
+		if b.first[i] > 0 {
+			o.First, o.Last = head+b.first[i], head+b.last[i]
+		}
+		*b.items[i].result = Result{Outcome: o}
+	}
+	for i := range b.recorded {
+		b.recorded[i].Position += head
+	}
+	if len(b.recorded) > 0 {
+		l.tail.push(b.recorded)
 		select {
 		case l.notify <- struct{}{}:
 		default: // one is due
 		}
 	}
-	return nil, nil, nil
+	return nil
+}
+
+// clock returns the time for the next batch: positions in order have times in order, within this process.
+func (l *Log) clock() time.Time {
+	if now := time.Now().UTC().Truncate(time.Microsecond); now.After(l.now) {
+		l.now = now
+	}
+	return l.now
 }
 
 // findPartitions learns how far partitions reach.

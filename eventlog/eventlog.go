@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -109,11 +108,7 @@ type Log struct {
 	// Of the writer's goroutine alone.
 	partitions int64 // first position that has no partition yet
 	now        time.Time
-
-	stats stats
 }
-
-type stats struct{ batches, entries atomic.Int64 }
 
 // partitionSize is how many positions one partition holds; see migrations/00001.
 const partitionSize = 5_000_000

@@ -146,9 +146,9 @@ func TestOutOfOrderCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tx.Rollback(ctx)
-	id := uuid.New()
-	_, err = tx.Exec(ctx, `select append_events(array[$1::uuid], '{x}', '{queue/slow}', '{me}', '{applied}', '{1}', '{1}', array[''], '{"{}"}',
-		'{queue/slow}', '{0}', '{1}', '{1}', '{1}', '{queue/slow}', '{1}', '{queue.resumed.v1}', '{"{}"}', array[$1::uuid], array[$1::uuid], '{0}', '{me}', now())`, id)
+	_, err = tx.Exec(ctx, `select append_events(now(), array[$1::uuid], '{x}', '{queue/slow}', '{me}', '{applied}', '{1}', '{1}', array[''], '{"{}"}',
+		'{queue/slow}', '{1}', '{1}', '{1}', '{}', '{}', '{}', '{}', '{}', '{}',
+		'{queue/slow}', '{1}', '{queue.resumed.v1}', '{"{}"}', array[$1::uuid], array[$1::uuid], '{0}', '{me}')`, uuid.New())
 	if err != nil {
 		t.Fatal(err)
 	}

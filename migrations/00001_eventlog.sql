@@ -57,52 +57,80 @@ create table followers (
     leased_until timestamptz not null default '-infinity'
 ) with (fillfactor = 50);
 
--- append_events appends everything or nothing. The caller counts on each stream standing at p_expected; event n of the call gets
--- position head + n. When a command is known or a stream stands elsewhere, nothing is written and both are named, so that the caller
--- leaves them out and calls again. The lock comes first: under it every statement sees all that was committed before.
+-- append_events appends everything or nothing, and returns the head before it. The caller counts on each stream standing where it says;
+-- event n of the call gets position head + n. Where a command is known (unique violation) or a stream stands elsewhere (RF002),
+-- the caller asks append_obstacles which, leaves those out and calls again. The lock comes first: under it every statement sees all
+-- that was committed before.
 -- +goose StatementBegin
 create function append_events(
-    p_ids uuid[], p_names text[], p_cstreams text[], p_actors text[], p_status text[],
-    p_first bigint[], p_last bigint[], p_digests text[], p_details text[],
-    p_streams text[], p_expected bigint[], p_versions bigint[], p_sfirst bigint[], p_slast bigint[],
-    p_estreams text[], p_eversions bigint[], p_types text[], p_data text[],
-    p_ecommands uuid[], p_correlations uuid[], p_causations bigint[], p_eactors text[],
     p_at timestamptz,
-    out o_head bigint, out o_known uuid[], out o_stale text[])
+    -- commands
+    p_ids uuid[], p_names text[], p_streams text[], p_actors text[], p_status text[], p_first bigint[], p_last bigint[],
+    p_digests text[], p_details text[],
+    -- streams that begin, that go on, and that a decision without events was made on
+    p_new text[], p_new_version bigint[], p_new_first bigint[], p_new_last bigint[],
+    p_old text[], p_old_expected bigint[], p_old_version bigint[], p_old_last bigint[],
+    p_read text[], p_read_expected bigint[],
+    -- events
+    p_estreams text[], p_eversions bigint[], p_types text[], p_data text[],
+    p_ecommands uuid[], p_correlations uuid[], p_causations bigint[], p_eactors text[])
+returns bigint
 language plpgsql
-set enable_seqscan = off
+set enable_seqscan = off -- a plan made when the tables were small would serve when they are not
 set plan_cache_mode = force_generic_plan
 as $$
+declare
+    v_head bigint;
+    v_count bigint;
 begin
     perform pg_advisory_xact_lock(7236837411); -- eventlog.AppendLock
-    select position into o_head from head;
-    select array_agg(c.id) into o_known from unnest(p_ids) i(id) join commands c on c.id = i.id;
-    select array_agg(u.stream) into o_stale
-        from unnest(p_streams, p_expected) u(stream, expected) left join streams s on s.stream = u.stream
-        where coalesce(s.version, 0) <> u.expected;
-    if o_known is not null or o_stale is not null then
-        return;
+    select position into v_head from head;
+    if cardinality(p_old) > 0 then
+        update streams s set version = u.version, last_position = v_head + u.last
+            from unnest(p_old, p_old_expected, p_old_version, p_old_last) u(stream, expected, version, last)
+            where s.stream = u.stream and s.version = u.expected;
+        get diagnostics v_count = row_count;
+        if v_count <> cardinality(p_old) then
+            raise exception 'a stream has moved on' using errcode = 'RF002';
+        end if;
+    end if;
+    if cardinality(p_read) > 0 and exists (
+        select from unnest(p_read, p_read_expected) u(stream, expected) left join streams s on s.stream = u.stream
+        where coalesce(s.version, 0) <> u.expected)
+    then
+        raise exception 'a stream has moved on' using errcode = 'RF002';
+    end if;
+    if cardinality(p_new) > 0 then
+        insert into streams
+            select u.stream, u.version, v_head + u.first, v_head + u.last
+            from unnest(p_new, p_new_version, p_new_first, p_new_last) u(stream, version, first, last);
     end if;
     if cardinality(p_types) > 0 then
         insert into events
-            select o_head + u.n, u.stream, u.version, u.type, u.data::json, u.command, u.correlation, u.causation, u.actor, p_at
+            select v_head + u.n, u.stream, u.version, u.type, u.data::json, u.command, u.correlation, u.causation, u.actor, p_at
             from unnest(p_estreams, p_eversions, p_types, p_data, p_ecommands, p_correlations, p_causations, p_eactors)
                 with ordinality u(stream, version, type, data, command, correlation, causation, actor, n);
-        insert into streams
-            select u.stream, u.version, o_head + u.first, o_head + u.last
-            from unnest(p_streams, p_versions, p_sfirst, p_slast) u(stream, version, first, last)
-            where u.first > 0
-            on conflict (stream) do update set version = excluded.version, last_position = excluded.last_position;
-        update head set position = o_head + cardinality(p_types);
+        update head set position = v_head + cardinality(p_types);
     end if;
     insert into commands
         select u.id, u.name, u.stream, u.actor, u.status,
-            case when u.first > 0 then o_head + u.first else 0 end, case when u.first > 0 then o_head + u.last else 0 end,
+            case when u.first > 0 then v_head + u.first else 0 end, case when u.first > 0 then v_head + u.last else 0 end,
             u.digest, u.detail::json, p_at
-        from unnest(p_ids, p_names, p_cstreams, p_actors, p_status, p_first, p_last, p_digests, p_details)
+        from unnest(p_ids, p_names, p_streams, p_actors, p_status, p_first, p_last, p_digests, p_details)
             u(id, name, stream, actor, status, first, last, digest, detail);
+    return v_head;
 end $$;
 -- +goose StatementEnd
+
+-- append_obstacles says which commands are known, and which streams do not stand where they are expected.
+create function append_obstacles(p_ids uuid[], p_streams text[], p_expected bigint[], out o_known uuid[], out o_stale text[])
+language sql
+set enable_seqscan = off
+as $$
+    select (select array_agg(c.id) from commands c where c.id = any(p_ids)),
+        (select array_agg(u.stream) from unnest(p_streams, p_expected) u(stream, expected) left join streams s on s.stream = u.stream
+            where coalesce(s.version, 0) <> u.expected)
+$$;
 
 -- save_checkpoint moves a follower's checkpoint as compare-and-set, as the first statement of the transaction that writes what the
 -- events between did. What a crash takes from that transaction is read from the log again, so it need not wait for the disk.
@@ -119,5 +147,5 @@ end $$;
 -- +goose StatementEnd
 
 -- +goose Down
-drop function save_checkpoint, append_events;
+drop function save_checkpoint, append_obstacles, append_events;
 drop table followers, head, commands, streams, events;
