@@ -8,8 +8,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
 )
 
 // BuildRequested is what the relay publishes on TopicBuildRequested: this build waits for a worker. It wakes workers; what they build is

@@ -1,0 +1,266 @@
+package bus
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// children are the roles that this test binary plays in other processes; see child.
+var children = map[string]func(dir string) error{
+	"publish": publishChild,
+	"consume": consumeChild,
+}
+
+const (
+	childTopic      = "t"
+	childPublishers = 4
+)
+
+func childBus(dir string) (*fileBus, error) {
+	tn := defaultTuning()
+	tn.segmentSize = 8 << 10
+	return openFile(dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), tn)
+}
+
+// publishChild publishes with some publishers, each numbering its messages, and prints each one when
+// Publish has returned. It ends after BUS_TEST_COUNT messages of each, if given.
+func publishChild(dir string) error {
+	b, err := childBus(dir)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	name := os.Getenv("BUS_TEST_NAME")
+	count, _ := strconv.Atoi(os.Getenv("BUS_TEST_COUNT"))
+	var wg sync.WaitGroup
+	errs := make([]error, childPublishers)
+	for p := range childPublishers {
+		wg.Go(func() {
+			key := fmt.Sprintf("%s%d", name, p)
+			for i := 0; count == 0 || i < count; i++ {
+				m := keyed(key, strconv.Itoa(i))
+				m.Metadata.Set("fill", strings.Repeat("x", i%700))
+				if errs[p] = b.Publish(childTopic, m); errs[p] != nil {
+					return
+				}
+				fmt.Printf("%s %d\n", key, i) // one write: lines of goroutines do not mix
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return b.Close()
+}
+
+// consumeChild takes messages for group g, prints their payloads, and acks those that do not say "hold".
+func consumeChild(dir string) error {
+	b, err := childBus(dir)
+	if err != nil {
+		return err
+	}
+	s, err := b.Subscriber("g")
+	if err != nil {
+		return err
+	}
+	ch, err := s.Subscribe(context.Background(), childTopic)
+	if err != nil {
+		return err
+	}
+	for m := range ch {
+		fmt.Println(string(m.Payload))
+		if string(m.Payload) != "hold" {
+			m.Ack()
+		}
+	}
+	return b.Close()
+}
+
+// published reads what a publish child printed into last: the number of the last message of each publisher that returned. It
+// calls f when last has n publishers.
+func published(r io.Reader, last map[string]int, n int, f func()) error {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		before := len(last)
+		key, number, ok := strings.Cut(lines.Text(), " ")
+		if i, err := strconv.Atoi(number); ok && err == nil {
+			last[key] = max(last[key], i)
+		}
+		if before < n && len(last) == n {
+			f()
+		}
+	}
+	return lines.Err()
+}
+
+// inOrder takes messages until every publisher's last one has come, and fails on a gap or a step back. What a publisher
+// wrote without learning that it did may come too.
+func inOrder(t *testing.T, ch <-chan *message.Message, last map[string]int) map[string]int {
+	t.Helper()
+	seen, open := map[string]int{}, len(last)
+	for open > 0 {
+		m := receive(t, ch)
+		key := m.Metadata.Get(KeyMetadata)
+		i, err := strconv.Atoi(string(m.Payload))
+		if err != nil || len(m.Metadata.Get("fill")) != i%700 {
+			t.Fatalf("message %q of %s is not what was published", m.Payload, key)
+		}
+		want := 0
+		if prev, ok := seen[key]; ok {
+			want = prev + 1
+		}
+		if i != want {
+			t.Fatalf("%s: received %d, want %d", key, i, want)
+		}
+		seen[key] = i
+		if l, ok := last[key]; ok && i == l {
+			open--
+		}
+		m.Ack()
+	}
+	return seen
+}
+
+func TestKillPublisher(t *testing.T) {
+	rounds := 4
+	if testing.Short() {
+		rounds = 1
+	}
+	for round := range rounds {
+		dir, last := t.TempDir(), map[string]int{}
+		for kill := range 2 { // the second child finds what the first left
+			cmd, out := child(t, "publish", dir, fmt.Sprint("BUS_TEST_NAME=", kill, "-"))
+			// Killed at different moments of a batch.
+			if err := published(out, last, childPublishers*(kill+1), func() {
+				time.AfterFunc(time.Duration(70+37*round+11*kill)*time.Millisecond, func() { _ = cmd.Process.Kill() })
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err == nil {
+				t.Fatal("child ended by itself")
+			}
+		}
+		if len(last) != 2*childPublishers {
+			t.Fatalf("only %d publishers got anything done before the kill", len(last))
+		}
+		b := open(t, dir)
+		publish(t, b, childTopic, keyed("end", "0")) // cuts what is torn
+		last["end"] = 0
+		ch, _ := subscribe(t, b, "g", childTopic)
+		n := len(last)
+		for _, i := range inOrder(t, ch, last) {
+			n += i
+		}
+		t.Logf("%d messages", n)
+	}
+}
+
+func TestTwoProcessesPublish(t *testing.T) {
+	dir := t.TempDir()
+	const count = 400
+	b := open(t, dir, func(tn *tuning) { tn.segmentSize = 8 << 10 })
+	ch, _ := subscribe(t, b, "g", childTopic)
+	last := map[string]int{}
+	var cmds []*exec.Cmd
+	for _, name := range []string{"a", "b"} {
+		cmd, out := child(t, "publish", dir, "BUS_TEST_NAME="+name, fmt.Sprint("BUS_TEST_COUNT=", count))
+		go func() { _, _ = io.Copy(io.Discard, out) }()
+		cmds = append(cmds, cmd)
+		for p := range childPublishers {
+			last[fmt.Sprint(name, p)] = count - 1
+		}
+	}
+	last["here"] = count - 1
+	go func() {
+		for i := range count {
+			m := keyed("here", strconv.Itoa(i))
+			m.Metadata.Set("fill", strings.Repeat("x", i%700))
+			if err := b.Publish(childTopic, m); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	inOrder(t, ch, last)
+	for _, cmd := range cmds {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	expectNone(t, ch, 50*time.Millisecond)
+	// All rolled, and this group, the only one, has passed them.
+	eventually(t, "segments removed", func() bool { return len(segmentsOf(t, dir, childTopic)) <= 2 })
+}
+
+func TestTakeoverAfterKill(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	publish(t, b, childTopic, keyed("k1", "one"), keyed("k2", "hold"), keyed("k3", "two"))
+
+	cmd, out := child(t, "consume", dir)
+	lines := bufio.NewScanner(out)
+	for range 3 {
+		if !lines.Scan() {
+			t.Fatal("child ended")
+		}
+	}
+	ch, _ := subscribe(t, b, "g", childTopic)
+	expectNone(t, ch, 100*time.Millisecond) // stands by
+	publish(t, b, childTopic, keyed("k4", "three"))
+	if !lines.Scan() || lines.Text() != "three" {
+		t.Fatalf("child received %q, want three", lines.Text())
+	}
+
+	killed := time.Now()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	// What was not acknowledged comes again; what was may come too, if its offset was not written.
+	for {
+		m := receive(t, ch)
+		m.Ack()
+		if string(m.Payload) == "hold" {
+			break
+		}
+	}
+	if d := time.Since(killed); d > 500*time.Millisecond {
+		t.Errorf("takeover after %v", d)
+	} else {
+		t.Logf("takeover after %v", d)
+	}
+}
+
+func TestStandbyTakesOverAfterClose(t *testing.T) {
+	dir := t.TempDir()
+	first, second := open(t, dir), open(t, dir)
+	ch1, _ := subscribe(t, first, "g", "t")
+	publish(t, first, "t", keyed("a", "1"), keyed("b", "2"), keyed("c", "3"))
+	expect(t, ch1, "1", "2")
+	ch2, _ := subscribe(t, second, "g", "t")
+	expectNone(t, ch2, 80*time.Millisecond)
+	receive(t, ch1) // "3" is not acknowledged
+	closed := time.Now()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, ch2, "3")
+	if d := time.Since(closed); d > 300*time.Millisecond {
+		t.Errorf("takeover after %v", d)
+	}
+	expectNone(t, ch2, 50*time.Millisecond) // acks of the last moment were written
+}

@@ -1,0 +1,266 @@
+package bus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// tuning is what tests change about the file transport: sizes and times, and the two calls that can fail.
+type tuning struct {
+	segmentSize  int64         // a segment of this size or more is not written to any more
+	minBackoff   time.Duration // before a message that was nacked comes again; doubles with each nack of it
+	maxBackoff   time.Duration
+	maxInFlight  int // messages of a group that are delivered and not acknowledged
+	maxUnacked   int // messages of a group that are read and not acknowledged
+	maxReadAhead int // bytes of these
+	writeAt      func(f *os.File, b []byte, off int64) (int, error)
+	sync         func(f *os.File) error
+}
+
+func defaultTuning() tuning {
+	return tuning{
+		segmentSize:  16 << 20,
+		minBackoff:   10 * time.Millisecond,
+		maxBackoff:   time.Second,
+		maxInFlight:  1024,
+		maxUnacked:   16384,
+		maxReadAhead: 32 << 20,
+		writeAt:      (*os.File).WriteAt,
+		sync:         (*os.File).Sync,
+	}
+}
+
+// fileBus keeps topics as directories of append-only segments:
+//
+//	<dir>/<topic>/lock                              flock: whoever appends, removes segments or adds a group
+//	<dir>/<topic>/segments/<position>.jsonl         named after the position of its first byte
+//	<dir>/<topic>/groups/<group>/lock               flock: the process that consumes for the group
+//	<dir>/<topic>/groups/<group>/offset             everything before this position is acknowledged
+//
+// A position counts bytes from the start of the topic and never comes twice for different bytes that a reader may have
+// seen. A segment is sealed once there is one with a higher position.
+//
+// Segments are removed when every group that ever subscribed has passed them. So nothing is removed from a topic that
+// nobody ever subscribed to, nor from one with a group that does not come back: such a group ends by removing its directory
+// while no process uses it.
+type fileBus struct {
+	logger *slog.Logger
+	tuning tuning
+	ctx    context.Context // ends with the bus
+	cancel context.CancelFunc
+
+	mu          sync.Mutex
+	closed      bool
+	root        *os.Root
+	topics      map[string]*topic
+	subscribers []*subscriber
+}
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$`)
+
+func checkName(kind, name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("bus: invalid %s name %q: use 1 to 200 letters, digits, '.', '_' and '-', not starting with '.'", kind, name)
+	}
+	return nil
+}
+
+func openFile(dir string, logger *slog.Logger, tn tuning) (*fileBus, error) {
+	if dir == "" {
+		return nil, errors.New("bus: the file backend needs a directory")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("bus: create directory: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fmt.Errorf("bus: open directory: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &fileBus{logger: logger, tuning: tn, ctx: ctx, cancel: cancel, root: root, topics: map[string]*topic{}}, nil
+}
+
+// topic returns the topic with this name, and creates it if need be.
+func (b *fileBus) topic(name string) (*topic, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, ErrClosed
+	}
+	if t := b.topics[name]; t != nil {
+		return t, nil
+	}
+	if err := checkName("topic", name); err != nil {
+		return nil, err
+	}
+	t, err := openTopic(b.root, name, b.logger, &b.tuning)
+	if err != nil {
+		return nil, fmt.Errorf("bus: open topic %s: %w", name, err)
+	}
+	b.topics[name] = t
+	return t, nil
+}
+
+func (b *fileBus) Publish(topicName string, messages ...*message.Message) error {
+	t, err := b.topic(topicName)
+	if err != nil {
+		return err
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	var buf bytes.Buffer
+	now := time.Now()
+	for _, m := range messages {
+		if err := encodeLine(&buf, topicName, m, now); err != nil {
+			return err
+		}
+	}
+	if err := t.writer.write(buf.Bytes()); err != nil {
+		return fmt.Errorf("bus: publish to %s: %w", topicName, err)
+	}
+	return nil
+}
+
+func (b *fileBus) Subscriber(group string) (message.Subscriber, error) {
+	if err := checkName("group", group); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, ErrClosed
+	}
+	s := &subscriber{bus: b, group: group}
+	s.ctx, s.cancel = context.WithCancel(b.ctx)
+	b.subscribers = append(b.subscribers, s)
+	return s, nil
+}
+
+func (b *fileBus) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
+	b.closed = true
+	b.mu.Unlock()
+
+	b.cancel()
+	var errs []error
+	for _, s := range b.subscribers {
+		errs = append(errs, s.Close())
+	}
+	for _, t := range b.topics {
+		errs = append(errs, t.close())
+	}
+	return errors.Join(append(errs, b.root.Close())...)
+}
+
+// subscriber is a member of a group, on any number of topics.
+type subscriber struct {
+	bus    *fileBus
+	group  string
+	ctx    context.Context // ends with the subscriber
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	active sync.WaitGroup // subscriptions
+}
+
+func (s *subscriber) Subscribe(ctx context.Context, topicName string) (<-chan *message.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	t, err := s.bus.topic(topicName)
+	if err != nil {
+		return nil, err
+	}
+	g, err := t.join(s.group)
+	if err != nil {
+		return nil, fmt.Errorf("bus: subscribe to %s: %w", topicName, err)
+	}
+	sub := &subscription{group: g, out: make(chan *message.Message)}
+	sub.ctx, sub.cancel = context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, sub.cancel)
+	s.active.Go(func() {
+		defer stop()
+		defer sub.cancel()
+		sub.run()
+		t.leave(g)
+		close(sub.out)
+	})
+	return sub.out, nil
+}
+
+func (s *subscriber) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.active.Wait()
+	return nil
+}
+
+// subscription hands the messages of a group to one output channel.
+type subscription struct {
+	group     *group
+	ctx       context.Context // the caller's; ends with the subscription
+	cancel    context.CancelFunc
+	out       chan *message.Message
+	delivered sync.WaitGroup
+}
+
+func (s *subscription) run() {
+	defer s.delivered.Wait()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case e := <-s.group.ready:
+			m := e.rec.message()
+			ctx, cancel := context.WithCancel(s.ctx)
+			m.SetContext(ctx)
+			select {
+			case <-s.ctx.Done():
+				cancel()
+				s.group.results <- result{e, returned}
+				return
+			case s.out <- m:
+				s.delivered.Go(func() {
+					defer cancel()
+					s.group.results <- result{e, s.outcome(m)}
+				})
+			}
+		}
+	}
+}
+
+// outcome waits for what becomes of a message that was delivered.
+func (s *subscription) outcome(m *message.Message) outcome {
+	select {
+	case <-m.Acked():
+		return acked
+	case <-m.Nacked():
+		return nacked
+	case <-s.ctx.Done():
+	}
+	select {
+	case <-m.Acked(): // an ack before the end counts
+		return acked
+	default:
+		return returned
+	}
+}

@@ -1,0 +1,493 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+func TestOpen(t *testing.T) {
+	log := textLogger(&logBuffer{})
+	for _, backend := range []string{"", "redis", "kafka", "File"} {
+		if _, err := Open(t.Context(), Config{Backend: backend, Dir: t.TempDir(), Logger: log}); err == nil ||
+			!strings.Contains(err.Error(), `"file"`) {
+			t.Errorf("backend %q: error %v does not say what exists", backend, err)
+		}
+	}
+	if _, err := Open(t.Context(), Config{Backend: "file", Logger: log}); err == nil {
+		t.Error("no directory: no error")
+	}
+	b, err := Open(t.Context(), Config{Backend: "file", Dir: filepath.Join(t.TempDir(), "new", "dir"), Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, TopicCommands, keyed("k", "1"))
+	ch, sub := subscribe(t, b, "g", TopicCommands)
+	expect(t, ch, "1")
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, open := <-ch; open {
+		t.Error("channel is open after Close")
+	}
+	if err := b.Publish(TopicCommands, keyed("k", "2")); !errors.Is(err, ErrClosed) {
+		t.Errorf("Publish after Close: %v", err)
+	}
+	if _, err := b.Subscriber("g"); !errors.Is(err, ErrClosed) {
+		t.Errorf("Subscriber after Close: %v", err)
+	}
+	if _, err := sub.Subscribe(t.Context(), TopicCommands); !errors.Is(err, ErrClosed) {
+		t.Errorf("Subscribe after Close: %v", err)
+	}
+}
+
+func TestNamesAndLimits(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	for _, name := range []string{"", ".", "..", ".a", "a/b", "../a", "a\x00", "a b", "é", "a\n", strings.Repeat("x", 201)} {
+		if err := b.Publish(name, keyed("k", "1")); err == nil {
+			t.Errorf("topic %q: no error", name)
+		}
+		if _, err := b.Subscriber(name); err == nil {
+			t.Errorf("group %q: no error", name)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("refused names left %v, %v", entries, err)
+	}
+
+	large := message.NewMessage("1234", make([]byte, MaxMessageBytes-4)) // zeros: the longest line there is
+	publish(t, b, "t", large)
+	for name, m := range map[string]*message.Message{
+		"payload":  message.NewMessage("12345", make([]byte, MaxMessageBytes-4)),
+		"metadata": {UUID: "1", Metadata: message.Metadata{"k": strings.Repeat("x", MaxMessageBytes)}},
+		"uuid":     message.NewMessage("\xff", nil),
+		"key":      {UUID: "1", Metadata: message.Metadata{"\xff": ""}},
+		"value":    {UUID: "1", Metadata: message.Metadata{"a": "\xff"}},
+	} {
+		// With a good message before: a call publishes all or nothing here.
+		if err := b.Publish("t", keyed("k", "good"), m); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	publish(t, b, "t", keyed("k", "after"))
+	ch, _ := subscribe(t, b, "g", "t")
+	if m := receive(t, ch); !m.Equals(large) {
+		t.Error("message of full size changed on its way")
+	} else {
+		m.Ack()
+	}
+	expect(t, ch, "after")
+}
+
+func TestPublishWaitsForSync(t *testing.T) {
+	syncing, release := make(chan struct{}), make(chan struct{})
+	b := open(t, t.TempDir(), func(tn *tuning) {
+		tn.sync = func(f *os.File) error {
+			syncing <- struct{}{}
+			<-release
+			return f.Sync()
+		}
+	})
+	done := make(chan error, 1)
+	go func() { done <- b.Publish("t", keyed("k", "1")) }()
+	<-syncing
+	select {
+	case err := <-done:
+		t.Fatalf("Publish returned %v before the sync", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestGroupCommit(t *testing.T) {
+	var syncs atomic.Int64
+	b := open(t, t.TempDir(), func(tn *tuning) {
+		tn.sync = func(*os.File) error {
+			syncs.Add(1)
+			time.Sleep(2 * time.Millisecond)
+			return nil
+		}
+	})
+	for range 3 {
+		publish(t, b, "t", keyed("k", "1"), keyed("k", "2"), keyed("k", "3"))
+	}
+	if n := syncs.Swap(0); n != 3 {
+		t.Errorf("3 publishes alone took %d syncs", n)
+	}
+	const publishers, each = 64, 10
+	var wg sync.WaitGroup
+	for range publishers {
+		wg.Go(func() {
+			for range each {
+				publish(t, b, "t", keyed("k", "x"))
+			}
+		})
+	}
+	wg.Wait()
+	if n := syncs.Load(); n > publishers*each/10 {
+		t.Errorf("%d publishes took %d syncs", publishers*each, n)
+	}
+}
+
+func TestMessagesOfOneCallStayTogether(t *testing.T) {
+	b := open(t, t.TempDir())
+	const publishers, calls, each = 8, 5, 7
+	var wg sync.WaitGroup
+	for p := range publishers {
+		wg.Go(func() {
+			for c := range calls {
+				var ms []*message.Message
+				for i := range each {
+					ms = append(ms, message.NewMessage("", fmt.Appendf(nil, "%d/%d/%d", p, c, i)))
+				}
+				publish(t, b, "t", ms...)
+			}
+		})
+	}
+	wg.Wait()
+	ch, _ := subscribe(t, b, "g", "t")
+	for range publishers * calls {
+		first := receive(t, ch)
+		first.Ack()
+		call, ok := strings.CutSuffix(string(first.Payload), "/0")
+		if !ok {
+			t.Fatalf("a call starts with %s", first.Payload)
+		}
+		for i := 1; i < each; i++ {
+			expect(t, ch, fmt.Sprint(call, "/", i))
+		}
+	}
+}
+
+func TestTornTail(t *testing.T) {
+	dir := t.TempDir()
+	log := &logBuffer{}
+	first := openLogging(t, dir, log)
+	publish(t, first, "t", keyed("k", "1"))
+	ch, _ := subscribe(t, first, "g", "t")
+	expect(t, ch, "1")
+
+	// Another process dies in the middle of a write; while this one reads, a third goes on.
+	segment := segmentsOf(t, dir, "t")[0]
+	good, err := os.ReadFile(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cut := range []int{1, 20, len(good) / 2, len(good) - 1} {
+		appendTo(t, segment, string(good[:cut]))
+		expectNone(t, ch, 40*time.Millisecond)
+		next := openLogging(t, dir, log)
+		publish(t, next, "t", keyed("k", fmt.Sprint("after ", cut)))
+		expect(t, ch, fmt.Sprint("after ", cut))
+		if err := next.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(t, first, "t", keyed("k", "last"))
+	expect(t, ch, "last")
+	all, err := os.ReadFile(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(all)) {
+		if _, err := decodeLine([]byte(strings.TrimSuffix(line, "\n"))); err != nil {
+			t.Errorf("segment holds %q: %v", line, err)
+		}
+	}
+	if s := log.String(); s != "" {
+		t.Errorf("a torn tail is not corruption, but was logged:\n%s", s)
+	}
+}
+
+func appendTo(t *testing.T, file, s string) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCorruptMiddle(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	publish(t, b, "t", keyed("k", "1"), keyed("k", "2"), keyed("k", "3"))
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	segment := segmentsOf(t, dir, "t")[0]
+	data, err := os.ReadFile(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := strings.Index(string(data), "\n") + 1
+	data[second+40] ^= 1
+	if err := os.WriteFile(segment, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	log := &logBuffer{}
+	b = openLogging(t, dir, log)
+	ch, _ := subscribe(t, b, "g", "t")
+	expect(t, ch, "1", "3")
+	publish(t, b, "t", keyed("k", "4"))
+	expect(t, ch, "4")
+	if log.count("Corrupt") != 1 || log.count(fmt.Sprint("offset=", second)) != 1 || log.count("00000000000000000000.jsonl") != 1 {
+		t.Errorf("want one report with segment and offset %d, got\n%s", second, log)
+	}
+	// Passed is passed: the group does not meet it again.
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, dir)
+	ch, _ = subscribe(t, b, "g", "t")
+	publish(t, b, "t", keyed("k", "5"))
+	expect(t, ch, "5")
+}
+
+// A write or sync that fails fails its publish, leaves nothing of it in the file, and the segment is not written to again.
+func TestWriteFails(t *testing.T) {
+	broken := errors.New("broken disk")
+	for name, breakIt := range map[string]func(tn *tuning, failing *atomic.Bool){
+		"sync": func(tn *tuning, failing *atomic.Bool) {
+			tn.sync = func(f *os.File) error {
+				if failing.Load() {
+					return broken
+				}
+				return f.Sync()
+			}
+		},
+		"write": func(tn *tuning, failing *atomic.Bool) {
+			tn.writeAt = func(f *os.File, b []byte, off int64) (int, error) {
+				if failing.Load() {
+					n, _ := f.WriteAt(b[:len(b)*2/3], off)
+					return n, broken
+				}
+				return f.WriteAt(b, off)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			var failing atomic.Bool
+			b := open(t, dir, func(tn *tuning) { breakIt(tn, &failing) })
+			publish(t, b, "t", keyed("k", "1"))
+			size := fileSize(t, segmentsOf(t, dir, "t")[0])
+			failing.Store(true)
+			for range 3 {
+				if err := b.Publish("t", keyed("k", "lost"), keyed("k", "too")); !errors.Is(err, broken) {
+					t.Fatalf("Publish returned %v", err)
+				}
+			}
+			failing.Store(false)
+			publish(t, b, "t", keyed("k", "2"))
+			files := segmentsOf(t, dir, "t")
+			if len(files) != 4 || fileSize(t, files[0]) != size || fileSize(t, files[1]) != 0 {
+				t.Errorf("segments are %v, the first of %d bytes, want 4 and %d bytes", files, fileSize(t, files[0]), size)
+			}
+			other := open(t, dir) // another process finds the same end
+			publish(t, other, "t", keyed("k", "3"))
+			publish(t, b, "t", keyed("k", "4"))
+			ch, _ := subscribe(t, other, "g", "t")
+			expect(t, ch, "1", "2", "3", "4")
+		})
+	}
+}
+
+// A subscriber that reads while a sync is going to fail may get the message or not, but stays in step.
+func TestReaderOutlivesFailedSync(t *testing.T) {
+	broken := errors.New("broken disk")
+	var n atomic.Int64
+	dir := t.TempDir()
+	b := open(t, dir, func(tn *tuning) {
+		tn.sync = func(f *os.File) error {
+			if n.Add(1)%2 == 0 {
+				time.Sleep(30 * time.Millisecond) // time for the reader to see what was written
+				return broken
+			}
+			return f.Sync()
+		}
+	})
+	ch, _ := subscribe(t, open(t, dir), "g", "t")
+	seen := 0
+	for i := range 10 {
+		payload := fmt.Sprintf("good %d", i)
+		publish(t, b, "t", keyed("k", payload))
+		for {
+			m := receive(t, ch)
+			m.Ack()
+			if string(m.Payload) == payload {
+				break
+			}
+			if !strings.HasPrefix(string(m.Payload), "bad") {
+				t.Fatalf("received %q, want %q", m.Payload, payload)
+			}
+			seen++
+		}
+		if err := b.Publish("t", keyed("k", strings.Repeat("bad", i+1))); !errors.Is(err, broken) {
+			t.Fatal(err)
+		}
+	}
+	if seen == 0 {
+		t.Error("the reader never saw a message whose sync failed: this test tests nothing")
+	}
+}
+
+func fileSize(t *testing.T, name string) int64 {
+	t.Helper()
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// After a power failure an offset can stand beyond what is left of the topic. What is published then must not be taken for
+// consumed.
+func TestOffsetBeyondEnd(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	publish(t, b, "t", keyed("k", "1"), keyed("k", "2"))
+	ch, _ := subscribe(t, b, "g", "t")
+	expect(t, ch, "1", "2")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	segment := segmentsOf(t, dir, "t")[0]
+	if err := os.Truncate(segment, fileSize(t, segment)/2-7); err != nil {
+		t.Fatal(err)
+	}
+	b = open(t, dir)
+	ch, _ = subscribe(t, b, "g", "t")
+	for i := range 5 {
+		publish(t, b, "t", keyed("k", fmt.Sprint("new ", i)))
+		expect(t, ch, fmt.Sprint("new ", i))
+	}
+}
+
+func TestSegmentsAreRemovedWhenAllGroupsPassed(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir, func(tn *tuning) { tn.segmentSize = 1 << 10 })
+	for i := range 100 {
+		publish(t, b, "t", keyed("k", fmt.Sprintf("%d", i)))
+	}
+	all := len(segmentsOf(t, dir, "t"))
+	if all < 10 {
+		t.Fatalf("only %d segments", all)
+	}
+	consume := func(group string, from, to int) {
+		t.Helper()
+		ch, sub := subscribe(t, b, group, "t")
+		for i := from; i < to; i++ {
+			expect(t, ch, fmt.Sprint(i))
+		}
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	consume("away", 0, 0) // known from now on, with nothing consumed
+	consume("fast", 0, 100)
+	if n := len(segmentsOf(t, dir, "t")); n != all {
+		t.Fatalf("%d of %d segments are left, though a group needs them all", n, all)
+	}
+	consume("away", 0, 50)
+	half := len(segmentsOf(t, dir, "t"))
+	if half >= all*2/3 || half <= all/3 {
+		t.Errorf("%d of %d segments are left after half of the messages", half, all)
+	}
+	consume("away", 50, 100)
+	if n := len(segmentsOf(t, dir, "t")); n != 1 {
+		t.Errorf("%d segments are left after all messages", n)
+	}
+	// A group that comes now starts at the oldest message that is left; others go on where they were.
+	publish(t, b, "t", keyed("k", "100"))
+	consume("away", 100, 101)
+	ch, _ := subscribe(t, b, "late", "t")
+	for {
+		m := receive(t, ch)
+		m.Ack()
+		if string(m.Payload) == "100" {
+			break
+		}
+	}
+}
+
+func TestCancelledContextEndsSubscription(t *testing.T) {
+	b := open(t, t.TempDir())
+	s, err := b.Subscriber("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ch, err := s.Subscribe(ctx, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, "t", keyed("k", "1"))
+	m := receive(t, ch)
+	if m.Context().Err() != nil {
+		t.Error("message context has ended before the message")
+	}
+	cancel()
+	eventually(t, "channel closed", func() bool {
+		select {
+		case _, open := <-ch:
+			return !open
+		default:
+			return false
+		}
+	})
+	if m.Context().Err() == nil {
+		t.Error("message context outlives the subscription")
+	}
+	m.Ack() // too late
+	ch, err = s.Subscribe(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = receive(t, ch)
+	m.Ack()
+	select {
+	case <-m.Context().Done():
+	case <-time.After(patience):
+		t.Error("message context outlives its ack")
+	}
+}
+
+// What a reader saw while a torn tail was being replaced is not what stands there: it looks again before it calls a line
+// corrupt.
+func TestCursorLooksAgain(t *testing.T) {
+	b := open(t, t.TempDir()) // fails the test if anything is reported
+	publish(t, b, "t", keyed("k", "1"))
+	tp, err := b.topic("t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCursor(tp, 0)
+	if _, err := c.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	c.unread = []byte("half old, half new\n")
+	if r, pos, err := c.read(); err != nil || r == nil || r.Text != "1" || pos != 0 {
+		t.Errorf("read %v at %d, %v", r, pos, err)
+	}
+}

@@ -1,0 +1,325 @@
+package bus
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+)
+
+// Many keys, random nacks, slow handlers, subscribers that come and go: each key's messages are handled one at a time and
+// in order, and none is lost.
+func TestOrderPerKey(t *testing.T) {
+	const keys, each, subscribers = 50, 40, 4
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	b := open(t, t.TempDir(), func(tn *tuning) {
+		tn.minBackoff, tn.maxBackoff = time.Millisecond, 4*time.Millisecond
+		tn.segmentSize = 16 << 10
+	})
+	type state struct {
+		mu   sync.Mutex
+		next int
+		busy bool
+	}
+	var (
+		states   [keys]state
+		left     atomic.Int64
+		handlers sync.WaitGroup
+		together atomic.Int64
+		most     atomic.Int64
+	)
+	left.Store(keys * each)
+	handle := func(m *message.Message, r *rand.Rand) {
+		key, _ := strconv.Atoi(m.Metadata.Get(KeyMetadata))
+		s := &states[key]
+		s.mu.Lock()
+		if s.busy {
+			t.Errorf("key %d: two messages at a time", key)
+		}
+		if got := string(m.Payload); got != strconv.Itoa(s.next) {
+			t.Errorf("key %d: received %s, want %d", key, got, s.next)
+		}
+		s.busy = true
+		s.mu.Unlock()
+		if n := together.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		time.Sleep(time.Duration(r.IntN(1500)) * time.Microsecond)
+		together.Add(-1)
+		s.mu.Lock()
+		s.busy = false
+		ok := r.IntN(5) != 0
+		if ok {
+			s.next++
+		}
+		s.mu.Unlock()
+		if ok {
+			m.Ack()
+			left.Add(-1)
+		} else {
+			m.Nack()
+		}
+	}
+	for range subscribers {
+		ch, _ := subscribe(t, b, "g", "t")
+		handlers.Go(func() {
+			for m := range ch {
+				r := rand.New(rand.NewPCG(seed, rand.Uint64()))
+				handlers.Go(func() { handle(m, r) })
+			}
+		})
+	}
+	var publishers sync.WaitGroup
+	for key := range keys {
+		publishers.Go(func() {
+			for i := range each {
+				publish(t, b, "t", keyed(strconv.Itoa(key), strconv.Itoa(i)))
+			}
+		})
+	}
+	publishers.Wait()
+	eventually(t, "all handled", func() bool { return left.Load() == 0 })
+	if most.Load() < 10 {
+		t.Errorf("at most %d messages were handled side by side", most.Load())
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	handlers.Wait()
+}
+
+func TestNackBacksOff(t *testing.T) {
+	b := open(t, t.TempDir())
+	ch, _ := subscribe(t, b, "g", "t")
+	publish(t, b, "t", keyed("bad", "first"), keyed("bad", "second"))
+	start := time.Now()
+	var times []time.Duration
+	for i := range 200 { // another key goes on meanwhile
+		publish(t, b, "t", keyed("good", strconv.Itoa(i)))
+		for {
+			m := receive(t, ch)
+			if m.Metadata.Get(KeyMetadata) == "good" {
+				m.Ack()
+				break
+			}
+			if string(m.Payload) != "first" || m.Metadata.Get("mine") != "" {
+				t.Fatalf("received %q with %v, want \"first\" as it was published", m.Payload, m.Metadata)
+			}
+			times = append(times, time.Since(start))
+			m.Metadata.Set("mine", "1") // must not stick
+			m.Payload[0] = 'X'
+			m.Nack()
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	// 10 + 20 + 40 + 80 + 160 ms: five or six deliveries in the 400 ms and more that this took.
+	total := time.Since(start)
+	want := 1
+	for wait, sum := 10*time.Millisecond, 10*time.Millisecond; sum < total; want++ {
+		wait *= 2
+		sum += wait
+	}
+	if len(times) < 3 || len(times) > want {
+		t.Errorf("%d deliveries in %v, want at most %d: %v", len(times), total, want, times)
+	}
+	expect(t, ch, "first", "second")
+}
+
+func TestInFlightIsBounded(t *testing.T) {
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked = 50, 80 })
+	var ms []*message.Message
+	for i := range 200 {
+		ms = append(ms, keyed(strconv.Itoa(i), strconv.Itoa(i)))
+	}
+	publish(t, b, "t", ms...)
+	ch, _ := subscribe(t, b, "g", "t")
+	var held []*message.Message
+	for range 50 {
+		held = append(held, receive(t, ch))
+	}
+	expectNone(t, ch, 50*time.Millisecond)
+	for n := 50; n < 200; n++ {
+		held[0].Ack()
+		held = append(held[1:], receive(t, ch))
+	}
+	for _, m := range held {
+		m.Ack()
+	}
+	expectNone(t, ch, 50*time.Millisecond)
+}
+
+// A message that is never acknowledged does not hold up other keys, even when they are many more than may be in flight.
+func TestStuckMessage(t *testing.T) {
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked, tn.segmentSize = 10, 20, 4<<10 })
+	ch, sub := subscribe(t, b, "g", "t")
+	publish(t, b, "t", keyed("stuck", "stuck"))
+	receive(t, ch)
+	for i := range 500 {
+		publish(t, b, "t", keyed(strconv.Itoa(i%7), strconv.Itoa(i)))
+		expect(t, ch, strconv.Itoa(i))
+	}
+	// The offset stays before it: everything since comes again to whoever is next, it first of its key.
+	if err := sub.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ch, _ = subscribe(t, b, "g", "t")
+	expect(t, ch, "stuck")
+}
+
+func TestReadAheadIsBoundedByBytes(t *testing.T) {
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxReadAhead = 10 << 10 })
+	payload := make([]byte, 3<<10)
+	for i := range 20 {
+		m := keyed(strconv.Itoa(i), "")
+		m.Payload = payload
+		publish(t, b, "t", m)
+	}
+	ch, _ := subscribe(t, b, "g", "t")
+	var held []*message.Message
+	for range 4 { // the one that crosses the bound is the last
+		held = append(held, receive(t, ch))
+	}
+	expectNone(t, ch, 50*time.Millisecond)
+	for n := 4; n < 20; n++ {
+		held[n-4].Ack()
+		held = append(held, receive(t, ch))
+	}
+}
+
+// Two subscribers of a group share its messages; when one closes, the other gets at once what that one did not acknowledge.
+func TestSubscribersShare(t *testing.T) {
+	b := open(t, t.TempDir())
+	ch1, sub1 := subscribe(t, b, "g", "t")
+	ch2, _ := subscribe(t, b, "g", "t")
+	const n = 20
+	for i := range n {
+		publish(t, b, "t", keyed(strconv.Itoa(i), strconv.Itoa(i)))
+	}
+	got := map[string]bool{}
+	var mine []*message.Message
+	for len(got) < n {
+		select {
+		case m := <-ch1:
+			if got[string(m.Payload)] {
+				t.Errorf("%s was delivered twice", m.Payload)
+			}
+			got[string(m.Payload)] = true
+			mine = append(mine, m)
+		case m := <-ch2:
+			if got[string(m.Payload)] {
+				t.Errorf("%s was delivered twice", m.Payload)
+			}
+			got[string(m.Payload)] = true
+			m.Ack()
+		case <-time.After(patience):
+			t.Fatalf("only %d messages came", len(got))
+		}
+	}
+	if len(mine) == 0 || len(mine) == n {
+		t.Fatalf("the first subscriber got %d of %d", len(mine), n)
+	}
+	closed := time.Now()
+	if err := sub1.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range mine {
+		receive(t, ch2).Ack()
+	}
+	if d := time.Since(closed); d > 200*time.Millisecond {
+		t.Errorf("handed over after %v", d)
+	}
+	for _, m := range mine {
+		m.Ack() // too late, and harmless
+	}
+	expectNone(t, ch2, 50*time.Millisecond)
+}
+
+func TestGroupsAreIndependentAndDurable(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 3 {
+		b := open(t, dir)
+		publish(t, b, "t", keyed("k", fmt.Sprint(round)))
+		for _, group := range []string{"a", "b"} {
+			ch, _ := subscribe(t, b, group, "t")
+			expect(t, ch, fmt.Sprint(round))
+			expectNone(t, ch, 10*time.Millisecond)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An offset that cannot be read costs a redelivery and a warning, not the messages.
+func TestGarbledOffset(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir)
+	publish(t, b, "t", keyed("k", "1"))
+	ch, _ := subscribe(t, b, "g", "t")
+	expect(t, ch, "1")
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, dir+"/t/groups/g/offset", "12x")
+	log := &logBuffer{}
+	ch, _ = subscribe(t, openLogging(t, dir, log), "g", "t")
+	expect(t, ch, "1")
+	if log.count("oldest message") != 1 {
+		t.Errorf("want one warning, got %q", log)
+	}
+}
+
+// Across processes a message is found by polling, so it takes some milliseconds; within one it takes none.
+func TestLatency(t *testing.T) {
+	dir := t.TempDir()
+	here, there := open(t, dir), open(t, dir)
+	ch, _ := subscribe(t, here, "g", "t")
+	for _, c := range []struct {
+		name      string
+		publisher Bus
+		most      time.Duration
+	}{{"same process", here, 2 * time.Millisecond}, {"other process", there, 20 * time.Millisecond}} {
+		var took []time.Duration
+		for i := range 50 {
+			publish(t, c.publisher, "t", keyed("k", strconv.Itoa(i)))
+			published := time.Now()
+			expect(t, ch, strconv.Itoa(i))
+			took = append(took, time.Since(published))
+		}
+		if p50 := median(took); p50 > c.most {
+			t.Errorf("%s: p50 is %v after Publish returned, want at most %v", c.name, p50, c.most)
+		} else {
+			t.Logf("%s: p50 %v", c.name, p50)
+		}
+	}
+}
+
+// An ack counts once Ack has returned, even if the subscriber is closed in the next moment.
+func TestAcksBeforeCloseCount(t *testing.T) {
+	b := open(t, t.TempDir())
+	for round := range 10 {
+		var ms []*message.Message
+		for i := range 200 {
+			ms = append(ms, keyed(strconv.Itoa(i), strconv.Itoa(round)))
+		}
+		publish(t, b, "t", ms...)
+		ch, sub := subscribe(t, b, "g", "t")
+		for i := range ms {
+			if ms[i] = receive(t, ch); string(ms[i].Payload) != strconv.Itoa(round) {
+				t.Fatalf("round %d: %s was acknowledged in round %s", round, ms[i].UUID, ms[i].Payload)
+			}
+		}
+		for _, m := range ms {
+			m.Ack()
+		}
+		if err := sub.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
