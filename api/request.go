@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// Request is what a handler of the strict server may want to know of its request beside what was decoded for it.
+type Request struct {
+	ID             string // of this request, in the log and in the answer's X-Request-Id
+	Method, Path   string
+	Actor          string // who sends it: "local" for this machine, an IP address otherwise
+	IdempotencyKey string
+	Async          bool // Prefer: respond-async
+
+	logger *slog.Logger
+}
+
+type requestKey struct{}
+
+// RequestFrom returns what the middleware noted; never nil.
+func RequestFrom(ctx context.Context) *Request {
+	if r, ok := ctx.Value(requestKey{}).(*Request); ok {
+		return r
+	}
+	return &Request{logger: slog.New(slog.DiscardHandler)}
+}
+
+var idForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+func newRequest(r *http.Request, logger *slog.Logger) *Request {
+	id := r.Header.Get("X-Request-Id")
+	if !idForm.MatchString(id) {
+		id = uuid.NewString()
+	}
+	return &Request{
+		ID: id, Method: r.Method, Path: r.URL.Path, Actor: actor(r.RemoteAddr), IdempotencyKey: r.Header.Get("Idempotency-Key"),
+		Async: prefersAsync(r.Header.Values("Prefer")), logger: logger,
+	}
+}
+
+// actor makes one name of this machine's addresses, so that a repeated request has the same sender.
+func actor(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return "local" // not a network connection
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
+		return "local"
+	}
+	return host
+}
+
+// prefersAsync reads Prefer headers (RFC 7240).
+func prefersAsync(prefer []string) bool {
+	for _, line := range prefer {
+		for p := range strings.SplitSeq(line, ",") {
+			name, _, _ := strings.Cut(p, ";")
+			if strings.EqualFold(strings.TrimSpace(name), "respond-async") {
+				return true
+			}
+		}
+	}
+	return false
+}
