@@ -1,0 +1,99 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/wheelrefinery/refinery/internal/fault"
+)
+
+// settings are the flags and environment variables of every command that runs a part of the refinery.
+type settings struct {
+	DataDir  string `env:"DATA_DIR" placeholder:"DIR" help:"Folder of everything that is kept: database, bus, wheels, worker, log. Default: /var/lib/refinery for root, otherwise refinery in the user's data folder."`
+	LogLevel string `env:"LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn, error."`
+}
+
+// controlSettings are those of the control plane.
+type controlSettings struct {
+	settings
+	PostgresDSN      string `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
+	QueueBackend     string `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
+	RedisURL         string `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
+	KafkaBrokers     string `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
+	WorkerToken      string `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that every write must carry. Empty: writes are open, so listen on loopback only."`
+	WorkerWebhookURL string `env:"WORKER_WEBHOOK_URL" placeholder:"URL" help:"Address that wakes remote workers (not in this version; workers poll)."`
+	HTTPAddr         string `env:"HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the index listen."`
+	UIAddr           string `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
+	PublicURL        string `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
+}
+
+func (c controlSettings) url() string {
+	if c.PublicURL != "" {
+		return strings.TrimSuffix(c.PublicURL, "/")
+	}
+	return "http://" + reachable(c.HTTPAddr)
+}
+
+// reachable turns an address to listen on into one to connect to.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return addr
+}
+
+// workerSettings are those of a worker.
+type workerSettings struct {
+	Slots        int           `env:"WORKER_SLOTS" default:"0" help:"Jobs at once. 0: as many as there are CPUs."`
+	Python       string        `env:"WORKER_PYTHON" placeholder:"PATH" help:"Interpreter that plans and builds. Default: the first of python3, python3.14 … python3.9 that will do."`
+	BuildUser    string        `env:"BUILD_USER" placeholder:"USER" help:"User that builds, where the worker is root. Default: one for each build, with no account. 'root' builds as root: only for sources that you trust."`
+	BuildTimeout time.Duration `env:"BUILD_TIMEOUT" default:"1h" help:"Longest that one build may take."`
+	BuildMemory  int64         `env:"BUILD_MEMORY" default:"4096" help:"Memory of one build, in MiB."`
+	BuildDisk    int64         `env:"BUILD_DISK" default:"10240" help:"Disk space of one build, in MiB."`
+}
+
+// dataDir returns the data folder, made if it was not there.
+func (s settings) dataDir() (string, error) {
+	dir := s.DataDir
+	if dir == "" {
+		dir = "/var/lib/refinery"
+		if os.Geteuid() != 0 {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", fault.New(fault.Invalid, "no home folder is known: set DATA_DIR to a folder for the refinery's data")
+			}
+			dir = filepath.Join(cmp.Or(os.Getenv("XDG_DATA_HOME"), filepath.Join(home, ".local", "share")), "refinery")
+		}
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("data folder: %w", err)
+	}
+	// Others may pass through, since Postgres and builds run as other users where we are root; what is private is closed further down.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fault.New(fault.Invalid, "the data folder cannot be made (%w): set DATA_DIR to one that can", err)
+	}
+	return dir, nil
+}
+
+func (s settings) level() slog.Level {
+	var l slog.Level
+	_ = l.UnmarshalText([]byte(s.LogLevel)) // kong has checked it
+	return l
+}
+
+// openLog logs into the data folder.
+func (s settings) openLog(dir string) (*slog.Logger, *os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "refinery.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the log: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: s.level()})), f, nil
+}

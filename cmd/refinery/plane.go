@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/commands"
+	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/postgres"
+	"github.com/wheelrefinery/refinery/internal/wheelstore"
+	"github.com/wheelrefinery/refinery/migrations"
+	"github.com/wheelrefinery/refinery/policies"
+	"github.com/wheelrefinery/refinery/projections"
+	"github.com/wheelrefinery/refinery/readapi"
+	"github.com/wheelrefinery/refinery/ui"
+)
+
+// Connections to Postgres: enough for the writer, each follower and loads; reads have their own.
+const (
+	writeConns = 24
+	readConns  = 16
+)
+
+// stopTime is what each part gets to stop in good order.
+const stopTime = 5 * time.Second
+
+// plane is a running control plane.
+type plane struct {
+	controlSettings
+	dir    string
+	logger *slog.Logger
+	stops  []func(context.Context) error
+	failed chan error // a part that ended by itself
+
+	pool  *pgxpool.Pool // writes
+	reads *pgxpool.Pool // cannot write
+	log   *eventlog.Log
+	bus   bus.Bus
+	read  *projections.Runner
+
+	leases *policies.Leases
+}
+
+// startPlane starts every part and returns when requests are answered. What was started is stopped when a later part fails.
+func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog.Logger) (_ *plane, err error) {
+	p := &plane{controlSettings: c, dir: dir, logger: logger, failed: make(chan error, 16)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.stop())
+		}
+	}()
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	instance, err := p.lock()
+	if err != nil {
+		return nil, err
+	}
+	// Before anything slow: whoever started this wants to know at once.
+	listeners, err := p.listen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dsn, err := p.postgres(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrations.Up(ctx, dsn); err != nil {
+		return nil, err
+	}
+	if p.pool, err = eventlog.Pool(ctx, dsn, writeConns); err != nil {
+		return nil, err
+	}
+	p.onStop(func(context.Context) error { p.pool.Close(); return nil })
+	if p.reads, err = readapi.Pool(ctx, dsn, readConns); err != nil {
+		return nil, err
+	}
+	p.onStop(func(context.Context) error { p.reads.Close(); return nil })
+	if p.log, err = eventlog.Open(ctx, p.pool, eventlog.Options{Owner: instance, Logger: logger}); err != nil {
+		return nil, err
+	}
+	p.onStop(func(context.Context) error { p.log.Close(); return nil })
+	p.read = projections.New(p.log, p.pool, logger)
+	if err := p.read.Setup(ctx); err != nil {
+		return nil, err
+	}
+	if p.bus, err = bus.Open(ctx, bus.Config{Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), Logger: logger}); err != nil {
+		return nil, err
+	}
+	p.onStop(func(context.Context) error { return p.bus.Close() })
+	p.follow(ctx)
+	if err := p.handle(ctx); err != nil {
+		return nil, err
+	}
+	wheels, err := wheelstore.OpenDir(filepath.Join(dir, "wheels"))
+	if err != nil {
+		return nil, err
+	}
+	p.onStop(func(context.Context) error { return wheels.Close() })
+	handler, err := p.handler(wheels)
+	if err != nil {
+		return nil, err
+	}
+	p.serve(listeners[0], handler)
+	if len(listeners) > 1 {
+		p.serve(listeners[1], ui.Handler(handler))
+	}
+	return p, nil
+}
+
+// check refuses settings that would be unsafe.
+func (p *plane) check() error {
+	host, _, err := net.SplitHostPort(p.HTTPAddr)
+	if err != nil {
+		return fault.New(fault.Invalid, "HTTP_ADDR is not of the form host:port, such as 127.0.0.1:8080")
+	}
+	if ip := net.ParseIP(host); p.WorkerToken == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		p.logger.Warn("the API listens beyond this machine and WORKER_TOKEN is not set: anybody who reaches it can write")
+	}
+	return nil
+}
+
+// lock makes sure that one process uses the data folder, and returns this installation's lasting name.
+func (p *plane) lock() (string, error) {
+	path := filepath.Join(p.dir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "the data folder cannot be written (%w): set DATA_DIR to one that can", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return "", fault.New(fault.Conflict, "another refinery runs on %s: stop it, or set DATA_DIR to another folder", p.dir)
+	}
+	p.onStop(func(context.Context) error { return f.Close() })
+	name := make([]byte, 36)
+	if n, err := f.ReadAt(name, 0); n == len(name) {
+		if id, err := uuid.ParseBytes(name); err == nil {
+			return id.String(), nil
+		}
+	} else if n > 0 && err == nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	id := uuid.NewString()
+	if _, err := f.WriteAt([]byte(id), 0); err != nil {
+		return "", fmt.Errorf("write %s: %w", path, err)
+	}
+	return id, nil
+}
+
+func (p *plane) listen(ctx context.Context) (listeners []net.Listener, err error) {
+	for _, a := range []struct{ name, addr string }{{"HTTP_ADDR", p.HTTPAddr}, {"UI_ADDR", p.UIAddr}} {
+		if a.addr == "" {
+			continue
+		}
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fault.New(fault.Conflict, "%s is taken by another program: stop it, or set %s to another address", a.addr, a.name)
+		}
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "cannot listen on %s (%w): set %s to another address", a.addr, err, a.name)
+		}
+		p.onStop(func(context.Context) error {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) { // its server closed it
+				return err
+			}
+			return nil
+		})
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func (p *plane) postgres(ctx context.Context) (dsn string, err error) {
+	if p.PostgresDSN != "" {
+		return p.PostgresDSN, nil
+	}
+	server, err := postgres.Start(ctx, filepath.Join(p.dir, "postgres"), postgres.Options{Logger: p.logger})
+	if err != nil {
+		return "", err
+	}
+	p.onStop(server.Stop)
+	return server.DSN(), nil
+}
+
+// send puts commands on the bus.
+func (p *plane) send(_ context.Context, messages []policies.Message) error {
+	out := make([]*message.Message, len(messages))
+	for i, m := range messages {
+		payload, err := commands.Encode(m.Meta, m.Command)
+		if err != nil {
+			return err
+		}
+		out[i] = bus.NewMessage(m.Meta.ID.String(), m.Command.Stream(), payload)
+	}
+	if err := p.bus.Publish(bus.TopicCommands, out...); err != nil {
+		return fault.New(fault.Unavailable, "the bus does not take commands: %w", err)
+	}
+	return nil
+}
+
+// follow runs everything that follows the log: read models, policies, the relay.
+func (p *plane) follow(ctx context.Context) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.leases = policies.NewLeases(p.pool, p.send, p.logger)
+	var g errgroup.Group
+	g.Go(func() error { return p.read.Run(ctx) })
+	g.Go(func() error { return p.leases.Expire(ctx) })
+	for _, f := range []eventlog.Follower{
+		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus),
+	} {
+		g.Go(func() error { return p.log.Run(ctx, f) })
+	}
+	p.watch("following the log", cancel, g.Wait)
+}
+
+// handle runs the handler of commands.
+func (p *plane) handle(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	h := commands.NewHandler(p.log, p.logger)
+	router, err := bus.NewRouter(p.bus, p.logger, "handlers",
+		func(m *message.Message, reason error) error { return h.Fail(m.Context(), m.UUID, m.Payload, reason) },
+		map[string]bus.Handler{bus.TopicCommands: func(m *message.Message) error {
+			err := h.Handle(m.Context(), m.Payload)
+			if err != nil && fault.CodeOf(err) == fault.Invalid {
+				return fmt.Errorf("%w: %w", bus.ErrPermanent, err)
+			}
+			return err
+		}})
+	if err != nil {
+		cancel()
+		return err
+	}
+	var g errgroup.Group
+	g.Go(func() error { return h.Run(ctx) })
+	g.Go(func() error { return router.Run(ctx) })
+	p.watch("handling commands", func() {
+		if err := router.Close(); err != nil {
+			p.logger.Warn("the router did not close in time; what it held comes again", "error", err)
+		}
+		cancel()
+	}, g.Wait)
+	return nil
+}
+
+// watch stops a part with the plane, and stops the plane when the part ends by itself.
+func (p *plane) watch(what string, cancel func(), wait func() error) {
+	done := make(chan struct{})
+	stopping := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := wait()
+		select {
+		case <-stopping:
+		default:
+			p.failed <- fmt.Errorf("%s ended: %w", what, err)
+		}
+	}()
+	p.onStop(func(ctx context.Context) error {
+		close(stopping)
+		cancel()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not stop in time", what)
+		}
+	})
+}
+
+func (p *plane) serve(l net.Listener, h http.Handler) {
+	base, cancel := context.WithCancel(context.Background())
+	s := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog:    slog.NewLogLogger(p.logger.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return base }, // ends long polls when we stop
+	}
+	p.watch("serving "+l.Addr().String(), func() {
+		cancel()
+		ctx, stop := context.WithTimeout(context.Background(), stopTime)
+		defer stop()
+		if err := s.Shutdown(ctx); err != nil {
+			s.Close()
+		}
+	}, func() error { return s.Serve(l) })
+}
+
+func (p *plane) onStop(f func(context.Context) error) { p.stops = append(p.stops, f) }
+
+// stop stops everything, the last started first.
+func (p *plane) stop() error {
+	var errs []error
+	for len(p.stops) > 0 {
+		f := p.stops[len(p.stops)-1]
+		p.stops = p.stops[:len(p.stops)-1]
+		ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+		errs = append(errs, f(ctx))
+		cancel()
+	}
+	return errors.Join(errs...)
+}
+
+func parseID(s string) (uuid.UUID, error) {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return id, fault.New(fault.Internal, "the control plane answered with an id that is none")
+	}
+	return id, nil
+}
