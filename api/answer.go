@@ -7,7 +7,7 @@ import (
 )
 
 // Answer is a response that fits every operation of the strict server: for those whose status or headers are only known while they run.
-// The body is sent as JSON, a string as plain text; nil means none.
+// The body is sent as JSON, a Problem as such, a string as plain text; nil means none.
 type Answer struct {
 	Status int
 	Header http.Header
@@ -23,6 +23,9 @@ func (a Answer) write(w http.ResponseWriter) error {
 	case string:
 		body, contentType = []byte(b), "text/plain; charset=utf-8"
 	default:
+		if _, ok := b.(Problem); ok {
+			contentType = "application/problem+json"
+		}
 		var err error
 		if body, err = json.Marshal(b); err != nil {
 			return fmt.Errorf("encode the answer: %w", err)

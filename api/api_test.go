@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"go.uber.org/goleak"
@@ -30,6 +31,7 @@ type server struct {
 	run     func(api.SubmitRunRequestObject) (api.SubmitRunResponseObject, error)
 	enqueue *api.EnqueueRequest
 	summary error
+	put     func(io.Reader) error
 }
 
 func (s *server) Enqueue(_ context.Context, r api.EnqueueRequestObject) (api.EnqueueResponseObject, error) {
@@ -60,7 +62,7 @@ func (s *server) GetBuild(_ context.Context, r api.GetBuildRequestObject) (api.G
 }
 
 func (s *server) PutArtifact(_ context.Context, r api.PutArtifactRequestObject) (api.PutArtifactResponseObject, error) {
-	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+	if err := s.put(r.Body); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	return api.Answer{Status: http.StatusCreated, Body: api.ArtifactAnswer{}}, nil
@@ -240,7 +242,7 @@ func TestErrorsBecomeProblems(t *testing.T) {
 			if !strings.Contains(log.String(), "hunter2") || !strings.Contains(log.String(), "my-id") {
 				t.Errorf("the log lacks the error or the id: %s", log.String())
 			}
-		} else if log.Len() != 0 {
+		} else if log.Len() != 0 && c.status != 503 {
 			t.Errorf("%v is logged: %s", c.err, log.String())
 		}
 	}
@@ -415,6 +417,48 @@ func TestTooLargeOverTheWire(t *testing.T) {
 	defer resp.Body.Close()
 	if resp.StatusCode != 413 || resp.Header.Get("Content-Type") != "application/problem+json" {
 		t.Errorf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type"))
+	}
+}
+
+// A handler sees the beginning of a wheel before its end is sent: nothing on the way holds it in memory.
+func TestUploadsAreStreamed(t *testing.T) {
+	begun := make(chan struct{})
+	srv := httptest.NewServer(serve(t, api.Options{}, &server{put: func(r io.Reader) error {
+		if _, err := r.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+		close(begun)
+		_, err := io.Copy(io.Discard, r)
+		return err
+	}}))
+	defer srv.Close()
+	defer srv.Client().CloseIdleConnections()
+	body, end := io.Pipe()
+	go func() {
+		_, _ = end.Write(make([]byte, 100_000))
+		select {
+		case <-begun:
+			end.Close()
+		case <-time.After(10 * time.Second):
+			end.CloseWithError(errors.New("the handler does not see the beginning"))
+		}
+	}()
+	r, err := http.NewRequestWithContext(t.Context(), "PUT", srv.URL+"/artifacts/a-1-py3-none-any.whl", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range map[string]string{
+		"Content-Type": "application/octet-stream", "X-Content-SHA256": strings.Repeat("a", 64), "X-Build": "a/1/cp311/any", "X-Attempt": "1",
+	} {
+		r.Header.Set(k, v)
+	}
+	resp, err := srv.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 201 {
+		t.Error(resp.Status)
 	}
 }
 

@@ -97,6 +97,7 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 		p.Detail, p.Errors = "This is a defect. The server's log says more under the request id.", nil
 		p.RequestID = info.ID
 	case http.StatusServiceUnavailable:
+		info.logger.Warn("a part is not available", "request", info.ID, "path", r.URL.Path, "error", err)
 		w.Header().Set("Retry-After", "2")
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", "Bearer")

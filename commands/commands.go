@@ -86,6 +86,17 @@ type Meta struct {
 	Digest      string    `json:"digest,omitempty"`    // of the request that sent it
 }
 
+// mostMeta bounds each text of a Meta, in bytes.
+const mostMeta = 200
+
+// validate refuses what cannot be recorded with an outcome. A command without an id would be taken for the one before it.
+func (m Meta) validate() error {
+	if m.ID == uuid.Nil || !clean(m.Actor, mostMeta) || !clean(m.Digest, mostMeta) {
+		return fault.New(fault.Invalid, "the command has no id, or an actor or a digest longer than %d bytes or not text", mostMeta)
+	}
+	return nil
+}
+
 type envelope struct {
 	Meta
 	Name string          `json:"name"`
@@ -97,6 +108,9 @@ const mostCommand = 4 << 20
 
 // Encode validates c and returns its form on the bus.
 func Encode(m Meta, c Command) ([]byte, error) {
+	if err := m.validate(); err != nil {
+		return nil, err
+	}
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -113,11 +127,20 @@ func Encode(m Meta, c Command) ([]byte, error) {
 	return json.Marshal(envelope{m, c.Name(), data})
 }
 
-// Decode reads what Encode wrote, and validates again: what is on the bus may come from elsewhere. Its errors are fault.Invalid.
+// Decode reads what Encode wrote, and validates again: what is on the bus may come from elsewhere. Its errors are fault.Invalid, and
+// what it returns with them can be recorded.
 func Decode(payload []byte) (Meta, Command, error) {
 	var e envelope
-	if err := json.Unmarshal(payload, &e); err != nil {
+	err := json.Unmarshal(payload, &e)
+	bad := e.Meta.validate()
+	if bad != nil {
+		e.Meta = Meta{}
+	}
+	if err != nil {
 		return e.Meta, nil, fault.New(fault.Invalid, "the command is not JSON of the expected form")
+	}
+	if bad != nil {
+		return e.Meta, nil, bad
 	}
 	k, ok := kinds[e.Name]
 	if !ok {

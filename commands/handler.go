@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -148,7 +148,17 @@ func (h *Handler) Run(ctx context.Context) error {
 
 // batch decides tasks and tells each what became of it. Those whose stream moved meanwhile are returned to be decided again; an error
 // says that nothing is known of any.
-func (h *Handler) batch(ctx context.Context, tasks []*task) (again []*task, err error) {
+func (h *Handler) batch(ctx context.Context, all []*task) (again []*task, err error) {
+	tasks := make([]*task, 0, len(all))
+	here := make(map[uuid.UUID]bool, len(all))
+	for _, t := range all {
+		if here[t.meta.ID] {
+			again = append(again, t) // delivered twice: what follows must not be decided on top of the second
+			continue
+		}
+		here[t.meta.ID] = true
+		tasks = append(tasks, t)
+	}
 	if err := h.load(ctx, tasks); err != nil {
 		return nil, err
 	}
@@ -239,21 +249,14 @@ func decide(t *task, at folded) (entry eventlog.Entry, after folded, failure err
 	o := eventlog.Outcome{
 		Command: t.meta.ID, Name: c.Name(), Stream: c.Stream(), Actor: t.meta.Actor, Digest: t.meta.Digest, Status: eventlog.Applied,
 	}
-	evs, err := decideSafely(t, at.state)
-	after = at
+	evs, after, err := decideSafely(t, at)
+	if err == nil {
+		o.Result, err = json.Marshal(after.state)
+	}
 	if err != nil {
-		o.Status, o.Problem = eventlog.Refused, problem(err)
+		o.Status, o.Problem, evs, after = eventlog.Refused, problem(err), nil, at
 		if o.Problem.Code == fault.Internal {
 			o.Status, failure = eventlog.Failed, err
-		}
-		evs = nil
-	} else {
-		for _, e := range evs {
-			after.state = t.kind.fold(after.state, e)
-			after.version++
-		}
-		if o.Result, err = json.Marshal(after.state); err != nil {
-			o.Status, o.Problem, failure, evs, after = eventlog.Failed, problem(err), err, nil, at
 		}
 	}
 	return eventlog.Entry{
@@ -261,11 +264,17 @@ func decide(t *task, at folded) (entry eventlog.Entry, after folded, failure err
 	}, after, failure
 }
 
-func decideSafely(t *task, state any) (evs []events.Event, err error) {
+// decideSafely makes an error of a panic: a command that ended the process would come again and end the next one.
+func decideSafely(t *task, at folded) (evs []events.Event, after folded, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			evs, err = nil, fmt.Errorf("%s panicked: %v", t.command.Name(), r)
+			err = fmt.Errorf("%s panicked: %v", t.command.Name(), r)
 		}
 	}()
-	return t.kind.decide(state, t.command)
+	evs, err = t.kind.decide(at.state, t.command)
+	for _, e := range evs {
+		at.state = t.kind.fold(at.state, e)
+		at.version++
+	}
+	return evs, at, err
 }

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/wheelrefinery/refinery/events"
@@ -56,8 +57,8 @@ func Needs(nodes []events.Node, edges []events.Edge) map[string][]string {
 	return needs
 }
 
-// Depths returns for each key of needs how many builds wait for it, one behind the other: the longest path. A key on a cycle, which
-// would wait for itself, is returned in cycle; nil when there is none.
+// Depths returns for each key of needs how many builds wait for it, one behind the other: the longest path. Where builds would wait for
+// themselves, cycle names one such cycle, each key needing the next and the last the first; nil when there is none.
 func Depths(needs map[string][]string) (depths map[string]int, cycle []string) {
 	waiting := map[string]int{} // how many still unplaced nodes need the key
 	for _, ds := range needs {
@@ -72,11 +73,9 @@ func Depths(needs map[string][]string) (depths map[string]int, cycle []string) {
 			ready = append(ready, key)
 		}
 	}
-	placed := 0
 	for len(ready) > 0 {
 		key := ready[len(ready)-1]
 		ready = ready[:len(ready)-1]
-		placed++
 		for _, d := range needs[key] {
 			depths[d] = max(depths[d], depths[key]+1)
 			if waiting[d]--; waiting[d] == 0 {
@@ -84,15 +83,26 @@ func Depths(needs map[string][]string) (depths map[string]int, cycle []string) {
 			}
 		}
 	}
-	if placed == len(needs) {
-		return depths, nil
-	}
-	for key := range needs {
+	// Whatever is left is needed by something that is left: going back along that comes round.
+	neededBy := map[string]string{}
+	var at string
+	for _, key := range slices.Sorted(maps.Keys(needs)) {
 		if waiting[key] > 0 {
-			cycle = append(cycle, key)
+			at = key
+			for _, d := range needs[key] {
+				neededBy[d] = key
+			}
 		}
 	}
-	slices.Sort(cycle)
+	if len(neededBy) == 0 {
+		return depths, nil
+	}
+	for !slices.Contains(cycle, at) {
+		cycle = append(cycle, at)
+		at = neededBy[at]
+	}
+	cycle = cycle[slices.Index(cycle, at):]
+	slices.Reverse(cycle)
 	return depths, cycle
 }
 

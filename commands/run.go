@@ -253,9 +253,13 @@ const (
 	mostManifest     = mostNodes
 )
 
+// statuses are what a wheel of a run ends as.
+var statuses = []string{"built", "reused", "failed", "skipped", "cancelled"}
+
 // Validate checks the shape; whether the requirements parse is the planner's business.
 func (c SubmitRun) Validate() error {
 	var k fault.Checks
+	k.Check(c.Run != uuid.Nil, "/run", "is missing")
 	k.Check(c.Requirements != "", "/requirements", "is empty: give the text of a requirements file")
 	k.Check(clean(c.Requirements, mostRequirements), "/requirements", "is longer than %d bytes or not UTF-8 text", mostRequirements)
 	k.Check(clean(c.Constraints, mostRequirements), "/constraints", "is longer than %d bytes or not UTF-8 text", mostRequirements)
@@ -320,6 +324,9 @@ func (c CancelRun) Validate() error {
 func (c FinishRun) Validate() error {
 	var k fault.Checks
 	k.Check(slices.Contains([]string{"built", "failed", "cancelled"}, c.State), "/state", "is not built, failed or cancelled")
+	for status, n := range c.Counts {
+		k.Check(slices.Contains(statuses, status) && n >= 0, "/counts", "has another key than %v, or a negative number", statuses)
+	}
 	checkManifest(&k, "/manifest", c.Manifest)
 	return k.Err()
 }
@@ -338,8 +345,7 @@ func checkManifest(k *fault.Checks, at string, entries []events.ManifestEntry) {
 	for i, e := range entries {
 		here := fmt.Sprintf("%s/%d", at, i)
 		checkBuild(k, here, events.BuildID{Name: e.Name, Version: e.Version, PythonTag: e.PythonTag, PlatformTag: e.PlatformTag})
-		k.Check(slices.Contains([]string{"built", "reused", "failed", "skipped", "cancelled"}, e.Status), here+"/status",
-			"is not built, reused, failed, skipped or cancelled")
+		k.Check(slices.Contains(statuses, e.Status), here+"/status", "is not one of %v", statuses)
 		k.Check(e.Wheel == "" || form(e.Wheel, fileForm, 300), here+"/wheel", "is not a file name")
 		k.Check(e.SHA256 == "" || hashForm.MatchString(e.SHA256), here+"/sha256", "is not a SHA-256 in 64 lower-case hex digits")
 		k.Check(e.Size >= 0 && e.DurationMS >= 0, here, "has a negative size or duration")

@@ -246,6 +246,20 @@ func (p *progress) behind(position int64, names []string) (here, elsewhere []str
 	return here, elsewhere, p.wake
 }
 
+// Covered is the last position that all of names have covered, as far as this process knows: those that another process runs count as
+// up to date.
+func (l *Log) Covered(names ...string) int64 {
+	l.progress.mu.Lock()
+	defer l.progress.mu.Unlock()
+	covered := l.Head()
+	for _, n := range names {
+		if at, ok := l.progress.at[n]; ok {
+			covered = min(covered, at)
+		}
+	}
+	return covered
+}
+
 // checkpointPoll is how often the checkpoints of followers in other processes are looked at.
 const checkpointPoll = 20 * time.Millisecond
 

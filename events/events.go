@@ -3,7 +3,9 @@
 package events
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -59,6 +61,9 @@ func register[E Event]() {
 	zeroes[name] = zero
 	decoders[name] = func(data []byte) (Event, error) {
 		var e E
+		if bytes.Equal(bytes.TrimSpace(data), []byte("null")) {
+			return nil, errors.New("it is null") // which json takes for anything
+		}
 		if err := json.Unmarshal(data, &e); err != nil {
 			return nil, err
 		}

@@ -29,7 +29,7 @@ func ParseLog(stream string) (id BuildID, attempt int, ok bool) {
 	}
 	attempt, err := strconv.Atoi(rest[i+1:])
 	id, ok = ParseBuild("build/" + rest[:i])
-	return id, attempt, ok && err == nil && attempt > 0
+	return id, attempt, ok && err == nil && attempt > 0 && strconv.Itoa(attempt) == rest[i+1:]
 }
 
 // LogAppended carries one chunk of at most 64 KiB. Chunks are numbered from 0, lines from 1; a chunk holds whole lines, valid UTF-8

@@ -15,7 +15,7 @@ func ParseRun(stream string) (uuid.UUID, bool) {
 		return uuid.UUID{}, false
 	}
 	id, err := uuid.Parse(stream[4:])
-	return id, err == nil
+	return id, err == nil && id.String() == stream[4:]
 }
 
 // RunEvent is a fact of a run's stream.

@@ -85,7 +85,7 @@ func start(t *testing.T, versions ...string) *httptest.Server {
 			t.Error(err)
 		}
 	})
-	store, err := wheelstore.OpenDir(t.TempDir())
+	store, err := wheelstore.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

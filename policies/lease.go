@@ -44,9 +44,12 @@ type lease struct {
 	ended     bool
 }
 
+// LeasesName is the name under which the policy follows the log.
+const LeasesName = "policy:leases"
+
 // Follower keeps the table of leases.
 func (l *Leases) Follower() eventlog.Follower {
-	return eventlog.Follower{Name: "policy:leases", Apply: l.apply}
+	return eventlog.Follower{Name: LeasesName, Apply: l.apply}
 }
 
 func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
@@ -210,7 +213,7 @@ func (l *Leases) expire(ctx context.Context) error {
 		}
 		messages = append(messages, Message{commands.Meta{
 			ID:    uuid.NewSHA1(namespace, fmt.Appendf(nil, "expire %s %d", stream, attempt)),
-			Actor: "policy:leases",
+			Actor: LeasesName,
 		}, c})
 		return nil
 	}); err != nil {

@@ -23,9 +23,14 @@ import (
 
 // server answers every operation of the strict server.
 type server struct {
-	*readapi.Server
-	*writeapi.Server
+	*reads
+	*writes
 }
+
+type (
+	reads  = readapi.Server
+	writes = writeapi.Server
+)
 
 var _ api.StrictServerInterface = server{}
 
@@ -40,9 +45,10 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 		Logger: p.logger, Token: p.WorkerToken,
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{
-		readapi.New(readapi.Options{
-			Pool: p.reads, Outcomes: p.outcome, Wait: p.read.Wait, Position: p.position, Ready: p.ready, Config: p.config(), URL: p.url(),
-		}),
+		&readapi.Server{
+			DB: p.reads, Wait: p.log.WaitFor, Parts: p.ready,
+			Config: func(context.Context) (api.Config, error) { return p.config(), nil },
+		},
 		writeapi.New(writeapi.Options{
 			Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
 				return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
@@ -70,14 +76,6 @@ func (p *plane) await(id uuid.UUID) (wait func(context.Context) (eventlog.Outcom
 }
 
 func (p *plane) covering() []string { return append(p.read.Names(), policies.LeasesName) }
-
-func (p *plane) outcome(ctx context.Context, id uuid.UUID) (eventlog.Outcome, bool, error) {
-	found, err := p.log.Outcomes(ctx, id)
-	o, ok := found[id]
-	return o, ok, err
-}
-
-func (p *plane) position() int64 { return p.log.Covered(p.read.Names()...) }
 
 func (p *plane) beat(ctx context.Context, worker string, leases []writeapi.Lease) ([]api.JobAction, error) {
 	jobs := make([]policies.Job, len(leases))

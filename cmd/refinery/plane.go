@@ -108,7 +108,7 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err := p.handle(ctx); err != nil {
 		return nil, err
 	}
-	wheels, err := wheelstore.OpenDir(filepath.Join(dir, "wheels"))
+	wheels, err := wheelstore.Open(filepath.Join(dir, "wheels"))
 	if err != nil {
 		return nil, err
 	}

@@ -35,8 +35,8 @@ type Dir struct{ root *os.Root }
 
 const tmp = "tmp"
 
-// OpenDir opens the store in directory path, which is made if it is missing, and removes what writers left there that died.
-func OpenDir(path string) (*Dir, error) {
+// Open opens the store in directory path, which is made if it is missing, and removes what writers left there that died.
+func Open(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, fmt.Errorf("make the wheel store: %w", err)
 	}

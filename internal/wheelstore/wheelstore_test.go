@@ -21,7 +21,7 @@ import (
 )
 
 func open(t *testing.T, path string) *Dir {
-	d, err := OpenDir(path)
+	d, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestOpenRefusesWhatIsNoHash(t *testing.T) {
 	}
 }
 
-func TestOpenDirRemovesWhatDeadWritersLeft(t *testing.T) {
+func TestOpenRemovesWhatDeadWritersLeft(t *testing.T) {
 	path := t.TempDir()
 	open(t, path)
 	dead, alive := filepath.Join(path, tmp, "dead"), filepath.Join(path, tmp, "alive")

@@ -1,0 +1,70 @@
+package projections
+
+import (
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/wheelrefinery/refinery/events"
+)
+
+// HistoryRow says how an attempt, or the wish for a build, ended.
+type HistoryRow struct {
+	Position int64     `db:"position" sql:"bigint primary key"`
+	Time     time.Time `db:"time" sql:"timestamptz"`
+	Target
+	Status     string    `db:"status" sql:"text"`    // built, reused, failed, retrying, cancelled, skipped
+	Attempt    int       `db:"attempt" sql:"bigint"` // 0: none
+	Run        uuid.UUID `db:"run_id" sql:"uuid"`    // unknown for retrying
+	Worker     string    `db:"worker" sql:"text"`
+	Class      string    `db:"class" sql:"text"`
+	Reason     string    `db:"reason" sql:"text"`
+	Wheel      string    `db:"wheel" sql:"text"`
+	SHA256     string    `db:"sha256" sql:"text"`
+	Size       int64     `db:"size" sql:"bigint"`
+	DurationMS int64     `db:"duration_ms" sql:"bigint"`
+}
+
+type historyTables struct{ entries *journal[HistoryRow] }
+
+var history = define("history", 1, func(m *models) *historyTables {
+	return &historyTables{newJournal[HistoryRow](m, "entries",
+		"(name, position)", "(status, position)", "(run_id, position) where run_id is not null",
+		"(platform_tag, python_tag, position)", "(time, status)")}
+}, onEach((*historyTables).add, buildEvents...)...)
+
+func (t *historyTables) add(m events.Recorded) {
+	if row, ok := historyOf(m); ok {
+		t.entries.Insert(row)
+	}
+}
+
+// historyOf is the history entry of an event, if it makes one.
+func historyOf(m events.Recorded) (HistoryRow, bool) {
+	row := HistoryRow{Position: m.Position, Time: m.Time}
+	wheel := func(f events.File) { row.Wheel, row.SHA256, row.Size = f.Filename, f.SHA256, f.Size }
+	switch e := m.Event.(type) {
+	case events.BuildSucceeded:
+		row.Status, row.Attempt, row.Run, row.Worker, row.DurationMS = Built, e.Attempt, e.Run, e.Worker, e.DurationMS
+		wheel(e.Wheel)
+	case events.BuildReused:
+		row.Status, row.Run = Reused, e.Run
+		wheel(e.Wheel)
+	case events.BuildFailed:
+		row.Status, row.Attempt, row.Run, row.Worker, row.DurationMS = Failed, e.Attempt, e.Run, e.Worker, e.DurationMS
+		row.Class, row.Reason = string(e.Class), e.Reason
+	case events.BuildReleased:
+		row.Status, row.Attempt, row.Worker, row.Reason = Retrying, e.Attempt, e.Worker, e.Reason
+		if e.Lost {
+			row.Class = string(events.ClassLostWorker)
+		}
+	case events.BuildCancelled:
+		row.Status, row.Attempt, row.Run, row.Reason = Cancelled, e.Attempt, e.Run, e.Reason
+	case events.BuildSkipped:
+		row.Status, row.Run, row.Reason = Skipped, e.Run, e.Reason
+	default:
+		return row, false
+	}
+	row.Target = targetOf(m)
+	return row, true
+}

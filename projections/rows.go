@@ -1,0 +1,172 @@
+package projections
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// A row type is a struct whose fields have the tags `db:"column" sql:"type"`, key columns `sql:"type primary key"`. Embedded structs
+// are part of the row. Strings, ints and bools are not null; a zero time or UUID is null; every other type is kept as jsonb, an empty
+// slice as [].
+
+type column struct {
+	name, sql string
+	key       bool
+	index     []int
+}
+
+func columnsOf(t reflect.Type) []column {
+	var cols []column
+	for _, f := range reflect.VisibleFields(t) {
+		name, ok := f.Tag.Lookup("db")
+		if !ok {
+			continue
+		}
+		sql, key := strings.CutSuffix(f.Tag.Get("sql"), " primary key")
+		cols = append(cols, column{name, sql, key, f.Index})
+	}
+	return cols
+}
+
+// Columns lists the columns of a row type, for a select.
+func Columns[R any]() string { return names(columnsOf(reflect.TypeFor[R]())) }
+
+func names(cols []column) string {
+	s := make([]string, len(cols))
+	for i, c := range cols {
+		s[i] = c.name
+	}
+	return strings.Join(s, ", ")
+}
+
+// Querier is a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// Query reads rows of a read model: "select <columns of R> " and then tail, which starts with "from". The result is never nil.
+func Query[R any](ctx context.Context, q Querier, tail string, args ...any) ([]R, error) {
+	// CacheDescribe: a plan for each call, since one that was made while the table was empty would stay.
+	rows, err := q.Query(ctx, "select "+Columns[R]()+" "+tail, append([]any{pgx.QueryExecModeCacheDescribe}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("read %T: %w", *new(R), err)
+	}
+	cols := columnsOf(reflect.TypeFor[R]())
+	targets := make([]any, len(cols))
+	all, err := pgx.AppendRows([]R{}, rows, func(r pgx.CollectableRow) (R, error) {
+		var row R
+		v := reflect.ValueOf(&row).Elem()
+		for i, c := range cols {
+			targets[i] = target(v.FieldByIndex(c.index))
+		}
+		return row, r.Scan(targets...)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read %T: %w", *new(R), err)
+	}
+	return all, nil
+}
+
+type (
+	nullTime time.Time
+	nullUUID uuid.UUID
+	jsonText struct{ into any }
+)
+
+func (t *nullTime) ScanTimestamptz(v pgtype.Timestamptz) error {
+	*t = nullTime{}
+	if v.Valid {
+		*t = nullTime(v.Time.UTC())
+	}
+	return nil
+}
+
+func (u *nullUUID) ScanUUID(v pgtype.UUID) error {
+	*u = nullUUID(v.Bytes)
+	return nil
+}
+
+func (j jsonText) Scan(v any) error {
+	switch v := v.(type) {
+	case []byte:
+		return json.Unmarshal(v, j.into)
+	case string:
+		return json.Unmarshal([]byte(v), j.into)
+	}
+	return fmt.Errorf("%T where jsonb was expected", v)
+}
+
+// target is what a column is scanned into.
+func target(field reflect.Value) any {
+	switch p := field.Addr().Interface().(type) {
+	case *time.Time:
+		return (*nullTime)(p)
+	case *uuid.UUID:
+		return (*nullUUID)(p)
+	default:
+		if plain(field.Type()) {
+			return p
+		}
+		return jsonText{p}
+	}
+}
+
+func plain(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.String, reflect.Int, reflect.Int64, reflect.Bool:
+		return true
+	}
+	return false
+}
+
+// array is one argument of unnest: n values of type t.
+func array(t reflect.Type, n int, at func(int) reflect.Value) (any, error) {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return fill(n, func(i int) pgtype.Timestamptz {
+			v := at(i).Interface().(time.Time)
+			return pgtype.Timestamptz{Time: v, Valid: !v.IsZero()}
+		}), nil
+	case t == reflect.TypeFor[uuid.UUID]():
+		return fill(n, func(i int) pgtype.UUID {
+			v := at(i).Interface().(uuid.UUID)
+			return pgtype.UUID{Bytes: v, Valid: v != uuid.UUID{}}
+		}), nil
+	case t.Kind() == reflect.String:
+		return fill(n, func(i int) string { return at(i).String() }), nil
+	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
+		return fill(n, func(i int) int64 { return at(i).Int() }), nil
+	case t.Kind() == reflect.Bool:
+		return fill(n, func(i int) bool { return at(i).Bool() }), nil
+	}
+	texts := make(pgtype.FlatArray[string], n)
+	for i := range n {
+		v := at(i)
+		if v.Kind() == reflect.Slice && v.Len() == 0 {
+			texts[i] = "[]"
+			continue
+		}
+		data, err := json.Marshal(v.Interface())
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", t, err)
+		}
+		texts[i] = string(data)
+	}
+	return texts, nil
+}
+
+func fill[V any](n int, at func(int) V) pgtype.FlatArray[V] {
+	a := make(pgtype.FlatArray[V], n)
+	for i := range a {
+		a[i] = at(i)
+	}
+	return a
+}

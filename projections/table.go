@@ -1,0 +1,309 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/wheelrefinery/refinery/events"
+)
+
+// keyed is a row type that says its key. A key of several columns is a struct of the key fields, in order.
+type keyed[K comparable] interface{ Key() K }
+
+// slot is what is known of a key: its row, or that there is none.
+type slot[R any] struct {
+	row R
+	ok  bool
+}
+
+// cacheRows bounds the rows that a table keeps in memory.
+const cacheRows = 20_000
+
+// table is a read model's table as handlers see it: rows by key. What Get returns must not be changed in place where rows hold slices or
+// maps: copy those first.
+type table[K comparable, R keyed[K]] struct {
+	shape
+	stored     map[K]slot[R] // read for this batch
+	work       map[K]slot[R] // what this batch makes of it
+	missed     map[K]struct{}
+	cleared    bool
+	young, old map[K]slot[R] // as of the last save; two generations, the older is dropped when the younger is full
+}
+
+// Get returns the row of key.
+func (t *table[K, R]) Get(key K) (R, bool) {
+	if s, ok := t.work[key]; ok {
+		return s.row, s.ok
+	}
+	if t.cleared {
+		return slot[R]{}.row, false
+	}
+	s, ok := t.known(key)
+	if !ok {
+		t.missed[key] = struct{}{}
+	}
+	return s.row, s.ok
+}
+
+// known is what the database is known to hold under key.
+func (t *table[K, R]) known(key K) (slot[R], bool) {
+	for _, m := range [...]map[K]slot[R]{t.stored, t.young, t.old} {
+		if s, ok := m[key]; ok {
+			return s, true
+		}
+	}
+	return slot[R]{}, false
+}
+
+// GetOwn is Get for a table keyed by stream to which only the stream's own events add: the first of them need not look.
+func (t *table[K, R]) GetOwn(key K, m events.Recorded) (R, bool) {
+	if m.Version == 1 {
+		t.stored[key] = slot[R]{}
+	}
+	return t.Get(key)
+}
+
+// Put stores row in place of the one that has its key, if any.
+func (t *table[K, R]) Put(row R) { t.work[row.Key()] = slot[R]{row, true} }
+
+// Delete removes the row of key, if there is one.
+func (t *table[K, R]) Delete(key K) { t.work[key] = slot[R]{} }
+
+// Clear removes every row.
+func (t *table[K, R]) Clear() {
+	clear(t.work)
+	t.cleared = true
+}
+
+func (t *table[K, R]) begin() {
+	clear(t.work)
+	clear(t.missed)
+	t.cleared = false
+}
+
+func (t *table[K, R]) misses() bool { return len(t.missed) > 0 }
+
+func (t *table[K, R]) load(ctx context.Context, q Querier, schema string) error {
+	keys := slices.Collect(maps.Keys(t.missed))
+	args, err := t.keyArrays(reflect.ValueOf(keys))
+	if err != nil {
+		return err
+	}
+	rows, err := Query[R](ctx, q, fmt.Sprintf("from %s.%s where (%s) in (select * from unnest(%s))",
+		schema, t.name, names(t.keys), params(t.keys)), args...)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		t.stored[k] = slot[R]{}
+	}
+	for _, r := range rows {
+		t.stored[r.Key()] = slot[R]{r, true}
+	}
+	return nil
+}
+
+func (t *table[K, R]) write(b *pgx.Batch, schema string) error {
+	var rows []R
+	var gone []K
+	for k, s := range t.work {
+		switch known, ok := t.known(k); {
+		case s.ok:
+			rows = append(rows, s.row)
+		case t.cleared, ok && !known.ok: // not there anyway
+		default:
+			gone = append(gone, k)
+		}
+	}
+	if t.cleared {
+		b.Queue(fmt.Sprintf("delete from %s.%s", schema, t.name))
+	}
+	if len(gone) > 0 {
+		args, err := t.keyArrays(reflect.ValueOf(gone))
+		if err != nil {
+			return err
+		}
+		// Against a plan that was made while the table was empty.
+		b.Queue("set local plan_cache_mode = force_custom_plan")
+		b.Queue(fmt.Sprintf("delete from %s.%s where (%s) in (select * from unnest(%s))", schema, t.name, names(t.keys), params(t.keys)), args...)
+	}
+	return t.insert(b, schema, reflect.ValueOf(rows))
+}
+
+func (t *table[K, R]) commit() {
+	if t.cleared {
+		clear(t.young)
+		clear(t.old)
+		clear(t.stored)
+	}
+	for _, m := range []map[K]slot[R]{t.stored, t.work} {
+		for k, s := range m {
+			if len(t.young) >= cacheRows/2 {
+				t.old, t.young = t.young, make(map[K]slot[R], cacheRows/2)
+			}
+			t.young[k] = s
+		}
+	}
+	clear(t.stored)
+}
+
+func (t *table[K, R]) reset() {
+	t.begin()
+	clear(t.stored)
+	t.young, t.old = map[K]slot[R]{}, map[K]slot[R]{}
+}
+
+// journal is a table to which rows are only added.
+type journal[R any] struct {
+	shape
+	rows []R
+}
+
+// Insert adds a row; its key must be new.
+func (t *journal[R]) Insert(row R) { t.rows = append(t.rows, row) }
+
+func (t *journal[R]) begin()                                      { t.rows = t.rows[:0] }
+func (t *journal[R]) misses() bool                                { return false }
+func (t *journal[R]) load(context.Context, Querier, string) error { return nil }
+func (t *journal[R]) write(b *pgx.Batch, schema string) error {
+	return t.insert(b, schema, reflect.ValueOf(t.rows))
+}
+func (t *journal[R]) commit() {}
+func (t *journal[R]) reset()  { t.rows = nil }
+
+// stored is a table as the fold drives it: begin a pass; when it missed rows, load them and pass again; write; commit once that is saved,
+// reset when it failed.
+type stored interface {
+	begin()
+	misses() bool
+	load(ctx context.Context, q Querier, schema string) error
+	write(b *pgx.Batch, schema string) error
+	commit()
+	reset()
+	create(schema string) string
+	createIndexes(schema string) []string
+	analyze(schema string) string
+}
+
+// shape is a table's name, columns and indexes.
+type shape struct {
+	name    string
+	columns []column
+	keys    []column
+	upsert  bool
+	row     reflect.Type
+	indexes []string
+}
+
+func newTable[K comparable, R keyed[K]](m *models, name string, indexes ...string) *table[K, R] {
+	t := &table[K, R]{
+		shape: newShape[R](name, indexes), stored: map[K]slot[R]{}, work: map[K]slot[R]{}, missed: map[K]struct{}{},
+	}
+	t.upsert = true
+	t.reset()
+	*m = append(*m, t)
+	return t
+}
+
+func newJournal[R any](m *models, name string, indexes ...string) *journal[R] {
+	t := &journal[R]{shape: newShape[R](name, indexes)}
+	*m = append(*m, t)
+	return t
+}
+
+// models collects the tables of a read model. Indexes are given as what follows "create index … on <table>".
+type models []stored
+
+func newShape[R any](name string, indexes []string) shape {
+	s := shape{name: name, columns: columnsOf(reflect.TypeFor[R]()), row: reflect.TypeFor[R](), indexes: indexes}
+	for _, c := range s.columns {
+		if c.key {
+			s.keys = append(s.keys, c)
+		}
+	}
+	return s
+}
+
+func (s *shape) create(schema string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "create table %s.%s (", schema, s.name)
+	for _, c := range s.columns {
+		null := " not null"
+		if !c.key && (c.sql == "timestamptz" || c.sql == "uuid") {
+			null = ""
+		}
+		fmt.Fprintf(&b, "%s %s%s, ", c.name, c.sql, null)
+	}
+	fmt.Fprintf(&b, "primary key (%s))", names(s.keys))
+	return b.String()
+}
+
+func (s *shape) createIndexes(schema string) []string {
+	sql := make([]string, len(s.indexes))
+	for i, on := range s.indexes {
+		sql[i] = fmt.Sprintf("create index if not exists %s_%d on %s.%s %s", s.name, i+1, schema, s.name, on)
+	}
+	return sql
+}
+
+func (s *shape) analyze(schema string) string { return "analyze " + schema + "." + s.name }
+
+// params is "$1::text[], $2::bigint[]" for columns.
+func params(cols []column) string {
+	s := make([]string, len(cols))
+	for i, c := range cols {
+		s[i] = fmt.Sprintf("$%d::%s[]", i+1, c.sql)
+	}
+	return strings.Join(s, ", ")
+}
+
+func (s *shape) insert(b *pgx.Batch, schema string, rows reflect.Value) error {
+	n := rows.Len()
+	if n == 0 {
+		return nil
+	}
+	args := make([]any, len(s.columns))
+	for i, c := range s.columns {
+		var err error
+		args[i], err = array(s.row.FieldByIndex(c.index).Type, n, func(j int) reflect.Value { return rows.Index(j).FieldByIndex(c.index) })
+		if err != nil {
+			return err
+		}
+	}
+	sql := fmt.Sprintf("insert into %s.%s (%s) select * from unnest(%s)", schema, s.name, names(s.columns), params(s.columns))
+	if s.upsert {
+		var set []string
+		for _, c := range s.columns {
+			if !c.key {
+				set = append(set, c.name+" = excluded."+c.name)
+			}
+		}
+		sql += fmt.Sprintf(" on conflict (%s) do update set %s", names(s.keys), strings.Join(set, ", "))
+	}
+	b.Queue(sql, args...)
+	return nil
+}
+
+// keyArrays turns a slice of keys into one array for each key column.
+func (s *shape) keyArrays(keys reflect.Value) ([]any, error) {
+	args := make([]any, len(s.keys))
+	for i := range s.keys {
+		at := func(j int) reflect.Value { return keys.Index(j) }
+		t := keys.Type().Elem()
+		if t.Kind() == reflect.Struct {
+			t = t.Field(i).Type
+			at = func(j int) reflect.Value { return keys.Index(j).Field(i) }
+		}
+		var err error
+		if args[i], err = array(t, keys.Len(), at); err != nil {
+			return nil, err
+		}
+	}
+	return args, nil
+}

@@ -1,0 +1,543 @@
+package readapi_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/wheelrefinery/refinery/api"
+	"github.com/wheelrefinery/refinery/api/apitest"
+	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
+	"github.com/wheelrefinery/refinery/projections"
+	"github.com/wheelrefinery/refinery/readapi"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// fixture is a read API over real read models.
+type fixture struct {
+	t        *testing.T
+	log      *eventlog.Log
+	runner   *projections.Runner
+	reads    *pgxpool.Pool
+	server   *readapi.Server
+	url      string
+	versions map[string]int64
+}
+
+// writes stands for the other half of the contract, which these tests do not call.
+type writes struct{ api.StrictServerInterface }
+
+func start(t *testing.T) *fixture {
+	dsn := pgtest.DSN(t)
+	pool, err := eventlog.Pool(t.Context(), dsn, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	f := &fixture{t: t, versions: map[string]int64{}}
+	if f.reads, err = readapi.Pool(t.Context(), dsn, 4); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.reads.Close)
+	if f.log, err = eventlog.Open(t.Context(), pool, eventlog.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.log.Close)
+	quiet := slog.New(slog.DiscardHandler)
+	f.runner = projections.New(f.log, pool, quiet)
+	if err := f.runner.Setup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- f.runner.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	f.server = &readapi.Server{
+		DB: f.reads, Wait: f.log.WaitFor,
+		Parts: func(context.Context) []api.Part { return []api.Part{{Name: "postgres", Status: api.Ok}} },
+		Config: func(context.Context) (api.Config, error) {
+			return api.Config{QueueBackend: "file", Environment: map[string]string{}, Limits: map[string]int64{}, Versions: map[string]string{}}, nil
+		},
+	}
+	h, err := api.New(api.Options{Logger: quiet}, struct {
+		*readapi.Server
+		writes
+	}{f.server, writes{}}, http.NotFoundHandler())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(apitest.Check(t, h))
+	t.Cleanup(func() { s.Close(); http.DefaultClient.CloseIdleConnections() })
+	f.url = s.URL
+	return f
+}
+
+// add appends events and waits until the read models show them.
+func (f *fixture) add(stream string, es ...events.Event) int64 {
+	f.t.Helper()
+	results, err := f.log.Append(f.t.Context(), eventlog.Entry{
+		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Actor: "tester", Status: eventlog.Applied},
+		Expected: f.versions[stream], Events: es,
+	})
+	if err != nil || results[0].Err != nil {
+		f.t.Fatal(err, results)
+	}
+	f.versions[stream] += int64(len(es))
+	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
+	defer cancel()
+	if err := f.runner.Wait(ctx, results[0].Outcome.Last); err != nil {
+		f.t.Fatal(err)
+	}
+	return results[0].Outcome.Last
+}
+
+// get answers with the status, the headers and the body, decoded where it is JSON.
+func (f *fixture) get(path string, header ...string) (int, http.Header, any) {
+	f.t.Helper()
+	r, err := http.NewRequestWithContext(f.t.Context(), http.MethodGet, f.url+path, nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var v any
+	if !strings.Contains(resp.Header.Get("Content-Type"), "json") {
+		return resp.StatusCode, resp.Header, string(body)
+	}
+	if err := json.Unmarshal(body, &v); err != nil {
+		f.t.Fatalf("%s: %v\n%s", path, err, body)
+	}
+	return resp.StatusCode, resp.Header, v
+}
+
+func (f *fixture) expect(path string, status int) any {
+	f.t.Helper()
+	got, _, body := f.get(path)
+	if got != status {
+		f.t.Errorf("%s: %d, want %d: %v", path, got, status, body)
+	}
+	return body
+}
+
+// pick follows keys and indexes into decoded JSON.
+func pick(v any, path ...any) any {
+	for _, p := range path {
+		switch p := p.(type) {
+		case string:
+			m, _ := v.(map[string]any)
+			v = m[p]
+		case int:
+			l, _ := v.([]any)
+			if p >= len(l) {
+				return nil
+			}
+			v = l[p]
+		}
+	}
+	return v
+}
+
+func (f *fixture) same(want, got any) {
+	f.t.Helper()
+	if n, ok := want.(int); ok {
+		want = float64(n)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		f.t.Errorf("want (-), got (+):\n%s", diff)
+	}
+}
+
+func id(name string) events.BuildID {
+	return events.BuildID{Name: name, Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64"}
+}
+
+var (
+	runID = uuid.MustParse("00000000-0000-0000-0000-0000000000aa")
+	wheel = events.File{Filename: "flask-1.0-py3-none-any.whl", SHA256: strings.Repeat("ab", 32), Size: 10}
+)
+
+func TestEmpty(t *testing.T) {
+	f := start(t)
+	for _, path := range []string{"/runs", "/history", "/recent", "/builds", "/queue", "/artifacts"} {
+		body := f.expect(path, http.StatusOK)
+		f.same([]any{}, pick(body, "items"))
+		f.same(nil, pick(body, "next"))
+	}
+	unknown := uuid.NewString()
+	for _, path := range []string{
+		"/plan", "/manifest", "/runs/" + unknown, "/plan?run_id=" + unknown, "/manifest?run_id=" + unknown,
+		"/builds/flask/1.0/cp311/linux_x86_64", "/logs/flask/1.0",
+	} {
+		f.expect(path, http.StatusNotFound)
+	}
+	f.same("pending", pick(f.expect("/commands/"+unknown, http.StatusOK), "status"))
+	summary := f.expect("/summary", http.StatusOK)
+	f.same(nil, pick(summary, "last_run"))
+	f.same([]any{}, pick(summary, "recent_failures"))
+	f.same(0, pick(summary, "counts", "built"))
+	stats := f.expect("/queue/stats", http.StatusOK)
+	f.same(nil, pick(stats, "oldest_age_seconds"))
+	f.same([]any{}, pick(stats, "by_tag"))
+	f.same("ok", pick(f.expect("/health", http.StatusOK), "status"))
+	f.same("file", pick(f.expect("/config", http.StatusOK), "queue_backend"))
+}
+
+func TestWhatIsNotUnderstoodIsRefused(t *testing.T) {
+	f := start(t)
+	for _, path := range []string{
+		"/history?limit=0", "/history?limit=501", "/history?limit=x", "/history?limit=", "/history?cursor=!", "/history?cursor=AAAA",
+		"/queue?cursor=WzFd", "/history?status=odd", "/history?from=yesterday", "/history?from=2026-01-01", "/history?packages=flask",
+		"/history?run_id=1", "/runs?state=odd", "/runs/1", "/builds?status=x", "/summary?since=1", "/summary?failure_limit=101",
+		"/history?min_position=-1", "/history?package=pkg%25", "/logs/flask/1.0?tail=0", "/logs/flask/1.0?tail=5&from=1", "/logs/flask/1.0?from=5&to=4",
+		"/logs/flask/1.0?format=xml", "/commands/1", "/history?limit=1&limit=2",
+	} {
+		if status, _, body := f.get(path); status != http.StatusBadRequest {
+			t.Errorf("%s: %d %v", path, status, body)
+		}
+	}
+}
+
+func TestHistoryFiltersAndPages(t *testing.T) {
+	f := start(t)
+	for i := range 25 {
+		b := id(fmt.Sprintf("pkg-%d", i%5))
+		if i%2 == 0 {
+			f.add(b.Stream(), events.BuildFailed{Attempt: 1, Run: runID, Class: events.ClassCompiler, Reason: "cc"})
+		} else {
+			f.add(b.Stream(), events.BuildSucceeded{Attempt: 1, Wheel: wheel})
+		}
+	}
+	var seen []float64
+	pages := 0
+	for query := "?limit=7&status=failed&status=built"; query != ""; pages++ {
+		status, header, body := f.get("/history" + query)
+		if status != http.StatusOK {
+			t.Fatal(status, body)
+		}
+		items, _ := pick(body, "items").([]any)
+		for _, item := range items {
+			seen = append(seen, pick(item, "position").(float64))
+		}
+		// Link and next say the same.
+		link := header.Get("Link")
+		query = ""
+		if next, ok := pick(body, "next").(string); ok {
+			query = strings.TrimSuffix(strings.TrimPrefix(link, "<"), `>; rel="next"`)
+			if v, err := url.ParseQuery(strings.TrimPrefix(query, "?")); err != nil || v.Get("cursor") != next || v.Get("limit") != "7" || len(v["status"]) != 2 {
+				t.Fatalf("link %q, next %q", link, next)
+			}
+		} else if link != "" {
+			t.Errorf("a link after the last page: %q", link)
+		}
+	}
+	if pages != 4 || len(seen) != 25 || seen[0] != 25 || seen[24] != 1 {
+		t.Errorf("%d pages: %v", pages, seen)
+	}
+	count := func(path string, want int) {
+		t.Helper()
+		items, _ := pick(f.expect(path, http.StatusOK), "items").([]any)
+		if len(items) != want {
+			t.Errorf("%s: %d items, want %d", path, len(items), want)
+		}
+	}
+	count("/history?package=PKG_1", 5)
+	count("/history?package=pkg-1&version=1.0.0", 0)
+	count("/history?package=pkg-1&version=v1.0", 5)
+	count("/history?status=failed", 13)
+	count("/history?run_id="+runID.String(), 13)
+	count("/history?python_tag=cp312", 0)
+	count("/history?platform_tag=linux_x86_64&limit=500", 25)
+	count("/history?from="+url.QueryEscape(time.Now().Add(time.Hour).Format(time.RFC3339)), 0)
+	count("/history?to="+url.QueryEscape(time.Now().Add(time.Hour).Format(time.RFC3339)), 25)
+	count("/recent?limit=3&status=built", 3)
+	count("/recent?package=pkg-0", 5)
+}
+
+func TestARunFromSubmissionToManifest(t *testing.T) {
+	f := start(t)
+	flask, jinja := id("flask"), id("jinja2")
+	run := events.RunStream(runID)
+	f.add(run, events.RunSubmitted{Requirements: "flask\n", Constraints: "jinja2<4", Strategy: "pinned", Build: "names", Names: []string{"flask"}})
+	body := f.expect("/runs/"+runID.String(), http.StatusOK)
+	f.same("flask\n", pick(body, "requirements"))
+	f.same([]any{"flask"}, pick(body, "names"))
+	f.same("submitted", pick(body, "state"))
+	f.same(nil, pick(f.expect("/runs?state=submitted", http.StatusOK), "items", 0, "requirements"))
+	f.add(run, events.RunPlanned{
+		Plan: uuid.New(), Worker: "w", PythonTag: "cp311", PlatformTag: "linux_x86_64",
+		Nodes: []events.Node{
+			{Name: "flask", Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64", Action: "build", Reason: "asked", Sdist: &wheel},
+			{Name: "jinja2", Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64", Action: "reuse", Reason: "own-wheel", Wheel: &wheel, Own: true},
+			{Name: "colorama", Version: "1", PythonTag: "cp311", PlatformTag: "linux_x86_64", Action: "skip", Reason: "marker"},
+		},
+		Edges: []events.Edge{{From: "flask/1.0", To: "jinja2/1.0", Kind: "runtime"}},
+	})
+	f.add(jinja.Stream(), events.BuildReused{Run: runID, Wheel: wheel, Own: true})
+	f.add(flask.Stream(), events.BuildQueued{Run: runID, Sdist: &wheel, Priority: 3}, events.BuildLeased{Attempt: 1, Worker: "w"})
+	plan := f.expect("/plan", http.StatusOK)
+	f.same("leased", pick(plan, "nodes", 0, "status"))
+	f.same("reused", pick(plan, "nodes", 1, "status"))
+	f.same("skipped", pick(plan, "nodes", 2, "status"))
+	f.same([]any{}, pick(plan, "warnings"))
+	f.same(map[string]any{"from": "flask/1.0", "to": "jinja2/1.0", "kind": "runtime"}, pick(plan, "edges", 0))
+	f.same(pick(plan, "id"), pick(f.expect("/plan?run_id="+runID.String(), http.StatusOK), "id"))
+	body = f.expect("/runs/"+runID.String(), http.StatusOK)
+	f.same("building", pick(body, "state"))
+	f.same(2, pick(body, "total"))
+	f.same(1, pick(body, "counts", "leased"))
+	f.same(1, pick(body, "counts", "reused"))
+	f.same(1, pick(f.expect("/queue/stats", http.StatusOK), "leased"))
+
+	f.add(flask.Stream(), events.BuildFailed{
+		Attempt: 1, Run: runID, Worker: "w", Class: events.ClassMissingHeader, Reason: "ffi.h", Evidence: []string{"fatal error: ffi.h"}, DurationMS: 9,
+	})
+	b := f.expect("/builds/Flask/1.0/cp311/linux_x86_64", http.StatusOK)
+	f.same("missing-header", pick(b, "class"))
+	f.same("failed", pick(b, "attempts", 0, "status"))
+	f.same(9, pick(b, "attempts", 0, "duration_ms"))
+	f.same("fatal error: ffi.h", pick(b, "evidence", 0))
+	f.same("flask", pick(f.expect("/builds?status=failed&run_id="+runID.String(), http.StatusOK), "items", 0, "name"))
+	f.add(run, events.RunFinished{
+		State: "failed", Counts: map[string]int{"failed": 1, "reused": 1},
+		Manifest: []events.ManifestEntry{{Name: "flask", Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64", Status: "failed", Reason: "ffi.h"}},
+	})
+	m := f.expect("/manifest", http.StatusOK)
+	f.same("failed", pick(m, "state"))
+	f.same("ffi.h", pick(m, "items", 0, "reason"))
+	s := f.expect("/summary?since="+url.QueryEscape(time.Now().Add(-time.Minute).Format(time.RFC3339)), http.StatusOK)
+	f.same(1, pick(s, "window", "failed"))
+	f.same(1, pick(s, "window", "reused"))
+	f.same(1, pick(s, "cache", "hits"))
+	f.same(1, pick(s, "cache", "misses"))
+	f.same(1, pick(s, "counts", "failed"))
+	f.same("ffi.h", pick(s, "recent_failures", 0, "reason"))
+	f.same("failed", pick(s, "last_run", "state"))
+	s = f.expect("/summary?failure_limit=0&since="+url.QueryEscape(time.Now().Add(time.Minute).Format(time.RFC3339)), http.StatusOK)
+	f.same([]any{}, pick(s, "recent_failures"))
+	f.same(float64(0), pick(s, "window", "failed"))
+}
+
+func TestQueueInLeaseOrder(t *testing.T) {
+	f := start(t)
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		f.add(id(name).Stream(), events.BuildQueued{Priority: i % 2})
+	}
+	var order []any
+	for path := "/queue?limit=2"; path != ""; {
+		body := f.expect(path, http.StatusOK)
+		for _, e := range pick(body, "items").([]any) {
+			order = append(order, pick(e, "name"))
+		}
+		path = ""
+		if next, ok := pick(body, "next").(string); ok {
+			path = "/queue?limit=2&cursor=" + next
+		}
+	}
+	f.same([]any{"b", "d", "a", "c", "e"}, order)
+	stats := f.expect("/queue/stats", http.StatusOK)
+	f.same(5, pick(stats, "length"))
+	f.same(5, pick(stats, "by_tag", 0, "length"))
+	f.same(float64(0), pick(stats, "oldest_age_seconds"))
+	f.same([]any{}, pick(f.expect("/queue?python_tag=cp312", http.StatusOK), "items"))
+}
+
+func TestArtifacts(t *testing.T) {
+	f := start(t)
+	f.add(events.ArtifactStream(wheel.Filename), events.ArtifactPublished{
+		Filename: wheel.Filename, SHA256: wheel.SHA256, Size: 10, Project: "flask", Version: "1.0", Tags: []string{"py3-none-any"}, Build: id("flask"), Attempt: 2,
+	})
+	a := pick(f.expect("/artifacts?package=Flask", http.StatusOK), "items", 0)
+	f.same("/artifacts/"+wheel.Filename, pick(a, "url"))
+	f.same("linux_x86_64", pick(a, "build", "platform_tag"))
+	f.same([]any{}, pick(f.expect("/artifacts?version=2", http.StatusOK), "items"))
+}
+
+func TestLogs(t *testing.T) {
+	f := start(t)
+	b := id("flask")
+	f.add(b.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1}, events.BuildReleased{Attempt: 1}, events.BuildLeased{Attempt: 2})
+	f.same([]any{}, pick(f.expect("/logs/flask/1.0", http.StatusOK), "lines"))
+	n := 0
+	chunk := func(c, lines int) events.LogAppended {
+		e := events.LogAppended{Chunk: c, FirstLine: n + 1, Lines: lines}
+		for range lines {
+			n++
+			e.Text += fmt.Sprintf("line %d\n", n)
+		}
+		return e
+	}
+	f.add(b.Log(2), chunk(0, 3), chunk(1, 1), chunk(2, 4))
+	log := f.expect("/logs/flask/1.0", http.StatusOK)
+	f.same(2, pick(log, "attempt"))
+	f.same(8, pick(log, "total_lines"))
+	f.same(float64(8), float64(len(pick(log, "lines").([]any))))
+	f.same(false, pick(log, "complete"))
+	for query, want := range map[string]string{
+		"from=4&to=5": "4:line 4,line 5", "tail=2": "7:line 7,line 8", "from=8": "8:line 8", "from=9": "9:", "to=1": "1:line 1", "from=2&to=4": "2:line 2,line 3,line 4",
+		"tail=100": "1:line 1,line 2,line 3,line 4,line 5,line 6,line 7,line 8",
+	} {
+		log := f.expect("/logs/flask/1.0?"+query, http.StatusOK)
+		var lines []string
+		for _, l := range pick(log, "lines").([]any) {
+			lines = append(lines, l.(string))
+		}
+		if got := fmt.Sprintf("%v:%s", pick(log, "first_line"), strings.Join(lines, ",")); got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
+	}
+	status, header, text := f.get("/logs/flask/1.0?format=text&tail=2")
+	if status != http.StatusOK || text != "line 7\nline 8\n" || !strings.HasPrefix(header.Get("Content-Type"), "text/plain") {
+		t.Errorf("%d %q %s", status, text, header.Get("Content-Type"))
+	}
+	f.same(true, pick(f.expect("/logs/flask/1.0?attempt=1", http.StatusOK), "complete"))
+	f.expect("/logs/flask/1.0?attempt=3", http.StatusNotFound)
+	f.add(b.Stream(), events.BuildFailed{Attempt: 2, LogLines: 8})
+	f.same(true, pick(f.expect("/logs/flask/1.0", http.StatusOK), "complete"))
+
+	other := b
+	other.PythonTag = "cp312"
+	f.add(other.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1})
+	f.expect("/logs/flask/1.0", http.StatusBadRequest) // which one?
+	f.same(8, pick(f.expect("/logs/flask/1.0?python_tag=cp311&platform_tag=linux_x86_64", http.StatusOK), "total_lines"))
+}
+
+func TestALongLogIsCutAndNotHeldInMemoryWhole(t *testing.T) {
+	f := start(t)
+	b := id("flask")
+	f.add(b.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1})
+	var es []events.Event
+	for i := range 100 {
+		es = append(es, events.LogAppended{Chunk: i, FirstLine: i + 1, Lines: 1, Text: strings.Repeat("x", 60_000) + "\n"})
+	}
+	f.add(b.Log(1), es...)
+	log := f.expect("/logs/flask/1.0", http.StatusOK)
+	f.same(1, pick(log, "first_line"))
+	f.same(float64(64), float64(len(pick(log, "lines").([]any))))
+	log = f.expect("/logs/flask/1.0?tail=100", http.StatusOK)
+	f.same(37, pick(log, "first_line"))
+	f.same(float64(64), float64(len(pick(log, "lines").([]any))))
+}
+
+func TestETagHoldsUntilTheReadModelMoves(t *testing.T) {
+	f := start(t)
+	f.add(id("a").Stream(), events.BuildCancelled{Reason: "x"})
+	_, header, _ := f.get("/history")
+	tag := header.Get("ETag")
+	for match, want := range map[string]int{
+		tag: 304, `"other", ` + tag: 304, "*": 304, strings.TrimPrefix(tag, "W/"): 304, `"other"`: 200, "": 200,
+	} {
+		if status, h, _ := f.get("/history", "If-None-Match", match); status != want || h.Get("ETag") != tag {
+			t.Errorf("If-None-Match %s: %d, want %d", match, status, want)
+		}
+	}
+	position := f.add(id("b").Stream(), events.BuildCancelled{Reason: "x"})
+	status, header, body := f.get("/history", "If-None-Match", tag)
+	if status != http.StatusOK || len(pick(body, "items").([]any)) != 2 || header.Get("Refinery-Position") != fmt.Sprint(position) {
+		t.Errorf("after another event: %d %v", status, header)
+	}
+	if _, header, _ := f.get("/queue"); header.Get("ETag") != "" {
+		t.Error("the ages in /queue change without the read model")
+	}
+}
+
+func TestMinPosition(t *testing.T) {
+	f := start(t)
+	position := f.add(id("a").Stream(), events.BuildCancelled{Reason: "x"})
+	// An event that the history does not concern: its checkpoint is stored later, and the answer still covers it.
+	position = max(position, f.add(events.WorkerStream("w"), events.WorkerRegistered{Slots: 1}))
+	status, header, _ := f.get(fmt.Sprintf("/history?min_position=%d", position))
+	if status != http.StatusOK || header.Get("Refinery-Position") != fmt.Sprint(position) {
+		t.Errorf("%d at %s", status, header.Get("Refinery-Position"))
+	}
+	// The wait itself is faked: it would take 5 s.
+	f.server.Wait = func(ctx context.Context, _ int64, _ ...string) error {
+		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 5*time.Second {
+			t.Error("it does not wait 5 s at the most")
+		}
+		return context.DeadlineExceeded
+	}
+	status, _, body := f.get("/history?min_position=1000")
+	if detail, _ := pick(body, "detail").(string); status != http.StatusGatewayTimeout || !strings.Contains(detail, " before the one asked for") {
+		t.Errorf("%d %v", status, body)
+	}
+}
+
+func TestReadyNamesWhatIsDown(t *testing.T) {
+	f := start(t)
+	f.same("ok", pick(f.expect("/ready", http.StatusOK), "status"))
+	f.server.Parts = func(context.Context) []api.Part {
+		return []api.Part{{Name: "postgres", Status: api.Down, Detail: "no answer"}, {Name: "worker", Status: api.Starting}}
+	}
+	body := f.expect("/ready", http.StatusServiceUnavailable)
+	f.same("down", pick(body, "status"))
+	f.same("no answer", pick(body, "parts", 0, "detail"))
+	f.server.Parts = func(context.Context) []api.Part {
+		return []api.Part{{Name: "postgres", Status: api.Ok}, {Name: "worker", Status: api.Starting}}
+	}
+	f.same("starting", pick(f.expect("/ready", http.StatusServiceUnavailable), "status"))
+}
+
+func TestCommands(t *testing.T) {
+	f := start(t)
+	applied, refused := uuid.New(), uuid.New()
+	_, err := f.log.Append(t.Context(),
+		eventlog.Entry{
+			Outcome: eventlog.Outcome{Command: applied, Name: "queue.pause", Stream: events.QueueStream, Status: eventlog.Applied, Result: []byte(`{"paused":true}`)},
+			Events:  []events.Event{events.QueuePaused{}},
+		},
+		eventlog.Entry{Outcome: eventlog.Outcome{
+			Command: refused, Name: "build.cancel", Stream: "build/x", Status: eventlog.Refused,
+			Problem: fault.New(fault.Conflict, "the build has ended already"),
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := f.expect("/commands/"+applied.String(), http.StatusOK)
+	f.same("applied", pick(c, "status"))
+	f.same(map[string]any{"first": 1.0, "last": 1.0}, pick(c, "positions"))
+	f.same(true, pick(c, "result", "paused"))
+	c = f.expect("/commands/"+refused.String(), http.StatusOK)
+	f.same("refused", pick(c, "status"))
+	f.same(http.StatusConflict, pick(c, "problem", "status"))
+	f.same("the build has ended already", pick(c, "problem", "detail"))
+}
+
+func TestConnectionsCannotWrite(t *testing.T) {
+	f := start(t)
+	for _, sql := range []string{"update head set position = 7", "create table x (y int)", "truncate history.entries", "select save_checkpoint('history', 1, 0, 9)"} {
+		if _, err := f.reads.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "read-only") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
