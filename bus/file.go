@@ -50,8 +50,9 @@ func defaultTuning() tuning {
 // seen. A segment is sealed once there is one with a higher position.
 //
 // Segments are removed when every group that ever subscribed has passed them. So nothing is removed from a topic that
-// nobody ever subscribed to, nor from one with a group that does not come back: such a group ends by removing its directory
-// while no process uses it.
+// nobody ever subscribed to, save the two that only tell what the event log knows anyway (TopicBuildRequested and
+// TopicPoison keep their newest segments then), nor from one with a group that does not come back: such a group ends by
+// removing its directory while no process uses it.
 type fileBus struct {
 	logger *slog.Logger
 	tuning tuning

@@ -13,14 +13,14 @@ import (
 
 // Run is the state of a run.
 type Run struct {
-	ID    string    `json:"id,omitempty"`
 	State string    `json:"state"` // submitted, planning, planned, built, failed, cancelled
 	Plan  uuid.UUID `json:"plan_id,omitzero"`
+	// Attempt counts the leases for planning.
+	Attempt int `json:"attempt"`
 
-	attempt int
-	worker  string
-	losses  int
-	ended   bool // RunFinished or RunPlanFailed
+	worker string
+	losses int
+	ended  bool // RunFinished or RunPlanFailed
 }
 
 // Fold applies an event.
@@ -29,7 +29,7 @@ func (r Run) Fold(e events.RunEvent) Run {
 	case events.RunSubmitted:
 		r.State = "submitted"
 	case events.RunPlanLeased:
-		r.State, r.attempt, r.worker = "planning", e.Attempt, e.Worker
+		r.State, r.Attempt, r.worker = "planning", e.Attempt, e.Worker
 	case events.RunPlanReleased:
 		r.State = "submitted"
 		if e.Lost {
@@ -61,8 +61,8 @@ func (r Run) held(attempt int) error {
 	if err := r.there(); err != nil {
 		return err
 	}
-	if r.State != "planning" || r.attempt != attempt {
-		return fault.New(fault.Conflict, "attempt %d does not hold the lease: the run is %s at attempt %d; drop it", attempt, r.State, r.attempt)
+	if r.State != "planning" || r.Attempt != attempt {
+		return fault.New(fault.Conflict, "attempt %d does not hold the lease: the run is %s at attempt %d; drop it", attempt, r.State, r.Attempt)
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (c LeasePlan) Decide(r Run) ([]events.RunEvent, error) {
 	if r.State != "submitted" {
 		return conflict[events.RunEvent]("the run does not wait for a plan")
 	}
-	return one[events.RunEvent](events.RunPlanLeased{Attempt: r.attempt + 1, Worker: c.Worker, ExpiresAt: c.ExpiresAt})
+	return one[events.RunEvent](events.RunPlanLeased{Attempt: r.Attempt + 1, Worker: c.Worker, ExpiresAt: c.ExpiresAt})
 }
 
 // ReleasePlan puts a run that is being planned back: its worker hands it back, or (Lost) its lease has expired.
@@ -116,7 +116,7 @@ type ReleasePlan struct {
 
 // Decide releases it; a run whose planners are lost again and again fails.
 func (c ReleasePlan) Decide(r Run) ([]events.RunEvent, error) {
-	if r.State == "submitted" && r.attempt == c.Attempt && c.Attempt > 0 {
+	if r.State == "submitted" && r.Attempt == c.Attempt && c.Attempt > 0 {
 		return none[events.RunEvent]()
 	}
 	if err := r.held(c.Attempt); err != nil {

@@ -139,7 +139,7 @@ func (l *Leases) Beat(ctx context.Context, worker string, jobs []Job) ([]Held, e
 		on conflict (worker) do update set seen_at = excluded.seen_at, jobs = excluded.jobs`, worker, len(jobs))
 	batch.Queue(`update leases l set expires_at = case when cancelled then expires_at else now() + $4 end
 		from unnest($1::text[], $2::int[]) j(stream, attempt)
-		where l.stream = j.stream and l.attempt = j.attempt and l.worker = $3 returning l.stream, l.cancelled`,
+		where l.stream = j.stream and l.attempt = j.attempt and l.worker = $3 returning l.stream, l.attempt, l.cancelled`,
 		streams, attempts, worker, LeaseTime)
 	results := l.pool.SendBatch(ctx, batch)
 	defer results.Close()
@@ -150,18 +150,18 @@ func (l *Leases) Beat(ctx context.Context, worker string, jobs []Job) ([]Held, e
 	if err != nil {
 		return nil, fmt.Errorf("extend leases: %w", err)
 	}
-	cancelled := map[string]bool{}
-	var stream string
+	cancelled := map[Job]bool{}
+	var j Job
 	var flag bool
-	if _, err := pgx.ForEachRow(rows, []any{&stream, &flag}, func() error {
-		cancelled[stream] = flag
+	if _, err := pgx.ForEachRow(rows, []any{&j.Stream, &j.Attempt, &flag}, func() error {
+		cancelled[j] = flag
 		return nil
 	}); err != nil {
 		return nil, fmt.Errorf("extend leases: %w", err)
 	}
 	held := make([]Held, len(jobs))
 	for i, j := range jobs {
-		switch flag, ok := cancelled[j.Stream]; {
+		switch flag, ok := cancelled[j]; {
 		case !ok:
 			held[i] = Lost
 		case flag:

@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -115,7 +111,7 @@ func TestMainJob(t *testing.T) {
 	p := newProgram(t)
 	out := p.up(0)
 	for _, line := range []string{"API    http://" + p.api, "Page   http://" + p.ui, "Index  http://" + p.api + "/simple/", "Data   " + p.dir, "Log    " + p.dir,
-		"All 2 wheels are there: 2 built", "pip install"} {
+		"wheels are there: 2 built", "pip install"} {
 		if !strings.Contains(out, line) {
 			t.Errorf("the output lacks %q:\n%s", line, out)
 		}
@@ -386,10 +382,3 @@ func TestOneAtATime(t *testing.T) {
 		t.Errorf("the second: %v %s", err, out)
 	}
 }
-
-var (
-	_ = json.Marshal
-	_ = hex.EncodeToString
-	_ = sha256.New
-	_ = slices.Sort[[]int]
-)

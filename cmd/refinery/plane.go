@@ -81,13 +81,13 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err != nil {
 		return nil, err
 	}
-	if err := migrations.Up(ctx, dsn); err != nil {
-		return nil, err
-	}
 	if p.pool, err = eventlog.Pool(ctx, dsn, writeConns); err != nil {
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { p.pool.Close(); return nil })
+	if err := migrations.Up(ctx, dsn); err != nil {
+		return nil, err
+	}
 	if p.reads, err = readapi.Pool(ctx, dsn, readConns); err != nil {
 		return nil, err
 	}
@@ -209,7 +209,7 @@ func (p *plane) send(_ context.Context, messages []policies.Message) error {
 		out[i] = bus.NewMessage(m.Meta.ID.String(), m.Command.Stream(), payload)
 	}
 	if err := p.bus.Publish(bus.TopicCommands, out...); err != nil {
-		return fault.New(fault.Unavailable, "the bus does not take commands: %w", err)
+		return fmt.Errorf("the bus does not take commands: %w", err)
 	}
 	return nil
 }

@@ -26,17 +26,19 @@ var rooms = map[string][]string{
 	"projections": {"events", "eventlog"},
 	"policies":    {"events", "eventlog", "commands", "bus"},
 	"api":         {},
-	"writeapi":    {"commands", "bus", "api", "eventlog", "events"}, // the last two for the types of outcomes and events
+	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
 	"readapi":     {"events", "projections", "api"},
-	"index":       {"api", "projections", "internal/wheelstore"},
+	"index":       {"api", "events", "projections", "internal/wheelstore"},
 	"worker":      {"api", "bus"},
 	"ui":          {},
 	"migrations":  {},
 
+	"api/apitest":         {"api"},
 	"internal/deptest":    {},
 	"internal/fault":      {},
 	"internal/pgtest":     {"internal/postgres", "migrations"},
 	"internal/postgres":   {},
+	"internal/wheel":      {"events"},
 	"internal/wheelstore": {},
 
 	"cmd/refinery": {"*"},
