@@ -138,7 +138,7 @@ func (l *Leases) Beat(ctx context.Context, worker string, jobs []Job) ([]Held, e
 	batch.Queue(`insert into workers_seen values ($1, now(), $2)
 		on conflict (worker) do update set seen_at = excluded.seen_at, jobs = excluded.jobs`, worker, len(jobs))
 	batch.Queue(`update leases l set expires_at = case when cancelled then expires_at else now() + $4 end
-		from unnest($1::text[], $2::int[]) j(stream, attempt)
+		from unnest($1::text[], $2::bigint[]) j(stream, attempt)
 		where l.stream = j.stream and l.attempt = j.attempt and l.worker = $3 returning l.stream, l.attempt, l.cancelled`,
 		streams, attempts, worker, LeaseTime)
 	results := l.pool.SendBatch(ctx, batch)

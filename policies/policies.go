@@ -25,11 +25,11 @@ type Send func(ctx context.Context, messages []Message) error
 
 var namespace = uuid.MustParse("8f2cf1f3-4a5a-4c8e-9d43-6f0f5a0a1c56")
 
-// reaction makes the message of a command that policy sends because of cause.
+// reaction makes the message of a command that policy, such as policy:runs, sends because of cause.
 func reaction(policy string, cause events.Recorded, c commands.Command) Message {
 	return Message{commands.Meta{
 		ID:          uuid.NewSHA1(namespace, fmt.Appendf(nil, "%s %d %s %s", policy, cause.Position, c.Name(), c.Stream())),
-		Actor:       "policy:" + policy,
+		Actor:       policy,
 		Correlation: cause.Correlation,
 		Causation:   cause.Position,
 	}, c}

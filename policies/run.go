@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -197,8 +198,14 @@ func (r *openRun) learn(m events.Recorded, e events.BuildEvent) bool {
 		}
 		n.Status, n.Result = "reused", e.Wheel
 	case events.BuildFailed:
+		if n.Status == "" {
+			return false // an attempt for another run: this one has not asked yet, and will
+		}
 		n.Status, n.Why, n.DurationMS = "failed", e.Reason, e.DurationMS
 	case events.BuildCancelled:
+		if e.Run != uuid.Nil && e.Run != r.Run {
+			return false // another run gave it up before it knew of this one, which asks for it after that
+		}
 		n.Status, n.Why = "cancelled", e.Reason
 	case events.BuildSkipped, events.BuildPlanned, events.BuildQueued, events.BuildLeased, events.BuildStarted, events.BuildReleased:
 		return false
@@ -285,11 +292,16 @@ func (p *runsPolicy) cancel(r *openRun, m events.Recorded, reason string, out *[
 	}
 }
 
+// manifestReasons bounds the reasons of a manifest together, in bytes. A command that is too large could never be sent, and the policy
+// would stand still for every run.
+const manifestReasons = 300_000
+
 // finish says how the run ended, once every wheel has.
 func (r *openRun) finish() (commands.FinishRun, bool) {
 	done := commands.FinishRun{Run: r.Run, State: "built", Counts: map[string]int{}, Manifest: []events.ManifestEntry{}}
 	nodes := r.sorted()
 	slices.SortFunc(nodes, func(a, b *node) int { return cmp.Compare(a.Key(), b.Key()) })
+	mostReason := manifestReasons / (len(nodes) + 1)
 	for _, n := range nodes {
 		if !n.ended() {
 			return done, false
@@ -300,7 +312,8 @@ func (r *openRun) finish() (commands.FinishRun, bool) {
 		done.Counts[n.Status]++
 		done.Manifest = append(done.Manifest, events.ManifestEntry{
 			Name: n.Name, Version: n.Version, PythonTag: n.PythonTag, PlatformTag: n.PlatformTag, Status: n.Status,
-			Wheel: n.Result.Filename, SHA256: n.Result.SHA256, Size: n.Result.Size, DurationMS: n.DurationMS, Reason: n.Why,
+			Wheel: n.Result.Filename, SHA256: n.Result.SHA256, Size: n.Result.Size, DurationMS: n.DurationMS,
+			Reason: strings.ToValidUTF8(n.Why[:min(len(n.Why), mostReason)], ""),
 		})
 	}
 	switch {

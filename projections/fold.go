@@ -101,7 +101,9 @@ type fold struct {
 
 // restart forgets what was known of the database, and learns again what is parked.
 func (f *fold) restart(ctx context.Context, q Querier, schema string) error {
-	f.reset()
+	for _, t := range f.tables {
+		t.reset()
+	}
 	letters, err := Query[DeadLetter](ctx, q, "from "+schema+".dead_letters order by position")
 	if err != nil {
 		return err
@@ -113,12 +115,6 @@ func (f *fold) restart(ctx context.Context, q Querier, schema string) error {
 		}
 	}
 	return nil
-}
-
-func (f *fold) reset() {
-	for _, t := range f.tables {
-		t.reset()
-	}
 }
 
 // subscribed leaves out what no handler wants.
@@ -197,7 +193,7 @@ func (g *generation) apply(ctx context.Context, c *eventlog.Checkpoint, batch []
 		g.checkpoint = c
 	}
 	if err := g.save(ctx, c, batch[len(batch)-1].Position, g.fold.subscribed(batch)); err != nil {
-		g.checkpoint = nil
+		g.checkpoint = nil // it may have been saved all the same: forget what was there before
 		return err
 	}
 	return nil
@@ -211,7 +207,6 @@ func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, position 
 		return c.Save(ctx, position, nil)
 	}
 	if err := f.run(ctx, g.db, g.schema, batch); err != nil {
-		f.reset()
 		return err
 	}
 	err := f.write(ctx, c, position, g.schema)
@@ -221,7 +216,6 @@ func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, position 
 		}
 		return nil
 	}
-	f.reset()
 	why, ok := refused(err)
 	if !ok {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,17 +78,19 @@ func (w *writer) append(t tester, facts ...fact) int64 {
 	return results[len(results)-1].Outcome.Last
 }
 
-// feed runs r until cleanup.
-func feed(t *testing.T, r *Runner) {
+// feed runs r until stop is called, at the latest when the test ends.
+func feed(t *testing.T, r *Runner) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func within(t testing.TB, d time.Duration) context.Context {

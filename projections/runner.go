@@ -309,7 +309,7 @@ func (r *Runner) index(ctx context.Context, p projection) error {
 			return err
 		}
 		for _, t := range p.open().tables {
-			for _, sql := range append(t.createIndexes(p.name+next), t.analyze(p.name+next)) {
+			for _, sql := range t.createIndexes(p.name + next) {
 				if _, err := tx.Exec(ctx, sql); err != nil {
 					return fmt.Errorf("index %s: %w", p.name+next, err)
 				}

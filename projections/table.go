@@ -177,8 +177,8 @@ func (t *journal[R]) write(b *pgx.Batch, schema string) error {
 func (t *journal[R]) commit() {}
 func (t *journal[R]) reset()  { t.rows = nil }
 
-// stored is a table as the fold drives it: begin a pass; when it missed rows, load them and pass again; write; commit once that is saved,
-// reset when it failed.
+// stored is a table as the fold drives it: begin a pass; when it missed rows, load them and pass again; write; commit once that is saved.
+// reset forgets what is known of the database.
 type stored interface {
 	begin()
 	misses() bool
@@ -188,7 +188,6 @@ type stored interface {
 	reset()
 	create(schema string) string
 	createIndexes(schema string) []string
-	analyze(schema string) string
 }
 
 // shape is a table's name, columns and indexes.
@@ -238,7 +237,11 @@ func (s *shape) create(schema string) string {
 		if !c.key && (c.sql == "timestamptz" || c.sql == "uuid") {
 			null = ""
 		}
-		fmt.Fprintf(&b, "%s %s%s, ", c.name, c.sql, null)
+		sql := c.sql
+		if sql == "text" {
+			sql = `text collate "C"` // sorts and compares several times faster, and the same on every server
+		}
+		fmt.Fprintf(&b, "%s %s%s, ", c.name, sql, null)
 	}
 	fmt.Fprintf(&b, "primary key (%s))", names(s.keys))
 	return b.String()
@@ -251,8 +254,6 @@ func (s *shape) createIndexes(schema string) []string {
 	}
 	return sql
 }
-
-func (s *shape) analyze(schema string) string { return "analyze " + schema + "." + s.name }
 
 // params is "$1::text[], $2::bigint[]" for columns.
 func params(cols []column) string {

@@ -2,124 +2,216 @@ package readapi
 
 import (
 	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/wheelrefinery/refinery/api"
-	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
 	"github.com/wheelrefinery/refinery/projections"
 )
 
+// What one JSON answer holds at most: the first lines that were asked for, with tail the last. As text, all are sent.
 const (
 	mostLines  = 10_000
 	mostChunks = 64 // of at most 64 KiB
 )
 
-// GetLog answers GET /logs/{name}/{version}. An answer holds at most mostLines lines of mostChunks chunks: the first that were asked for,
-// with tail the last.
+// GetLog answers GET /logs/{name}/{version}.
 func (s *Server) GetLog(ctx context.Context, request api.GetLogRequestObject) (api.GetLogResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, models: []string{"builds", "logs"}}, func() (any, error) {
-		switch {
-		case p.Tail != nil && (p.From != nil || p.To != nil):
+	var text *logText
+	answer, err := s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+		if p.Tail != nil && (p.From != nil || p.To != nil) {
 			return nil, invalid("tail", "does not go with from or to")
-		case p.Tail != nil && (*p.Tail < 1 || *p.Tail > mostLines):
-			return nil, invalid("tail", "must be from 1 to %d", mostLines)
-		case p.From != nil && *p.From < 1:
-			return nil, invalid("from", "must be at least 1")
-		case p.From != nil && p.To != nil && *p.To < *p.From:
+		}
+		if p.From != nil && p.To != nil && *p.To < *p.From {
 			return nil, invalid("to", "must not be before from")
 		}
 		b, err := s.logged(ctx, request)
 		if err != nil {
 			return nil, err
 		}
-		attempt := b.Attempt
-		if p.Attempt != nil {
-			attempt = *p.Attempt
+		out := api.Log{
+			Name: b.Name, Version: b.Version, PythonTag: b.PythonTag, PlatformTag: b.PlatformTag, Attempt: b.Attempt, Lines: []string{},
 		}
-		if attempt < 1 || attempt > b.Attempt {
-			return nil, fault.New(fault.NotFound, "The build has no such attempt; its last is number %d.", b.Attempt)
-		}
-		out, err := s.lines(ctx, b.Build().Log(attempt), p)
-		if err != nil {
+		stream := b.Build().Log(b.Attempt)
+		if out.TotalLines, out.Complete, err = s.extent(ctx, stream); err != nil {
 			return nil, err
 		}
-		out.Name, out.Version, out.PythonTag, out.PlatformTag, out.Attempt = b.Name, b.Version, b.PythonTag, b.PlatformTag, attempt
-		if p.Format != nil && string(*p.Format) == "text" {
-			if len(out.Lines) == 0 {
-				return "", nil
-			}
-			return strings.Join(out.Lines, "\n") + "\n", nil
+		lines := span{s.o.Pool, stream, 1, out.TotalLines}
+		if p.Tail != nil {
+			lines.from = max(1, lines.to-int64(*p.Tail)+1)
 		}
-		return out, nil
+		if p.From != nil {
+			lines.from = *p.From
+		}
+		if p.To != nil {
+			lines.to = min(lines.to, *p.To)
+		}
+		if p.Format != nil && *p.Format == api.Text {
+			text, err = newLogText(ctx, lines)
+			return nil, err
+		}
+		out.FirstLine, out.Lines, err = lines.read(ctx, p.Tail != nil)
+		return out, err
 	})
+	if err == nil && text != nil {
+		text.header = answer.Header
+		return text, nil
+	}
+	return answer, err
 }
 
-// logged is the one build that the request is about.
+// logged is the build that the request is about, where tags are missing the one that changed last, with the attempt.
 func (s *Server) logged(ctx context.Context, request api.GetLogRequestObject) (projections.BuildRow, error) {
+	p := request.Params
 	var w where
-	w.and("name = %s", events.NormalizeName(request.Name))
+	w.project("name", &request.Name)
 	w.version(&request.Version)
-	if request.Params.PythonTag != nil {
-		w.and("python_tag = %s", *request.Params.PythonTag)
+	equal(&w, "python_tag", p.PythonTag)
+	equal(&w, "platform_tag", p.PlatformTag)
+	rows, err := projections.Query[projections.BuildRow](ctx, s.o.Pool, "from builds.builds"+w.String()+" order by updated_position desc limit 1", w.args...)
+	if err != nil {
+		return projections.BuildRow{}, err
 	}
-	if request.Params.PlatformTag != nil {
-		w.and("platform_tag = %s", *request.Params.PlatformTag)
+	b, err := first(rows, noBuild)
+	switch {
+	case err != nil:
+	case b.Attempt == 0:
+		err = fault.New(fault.NotFound, "This build has not been tried yet, so it has no log.")
+	case p.Attempt != nil && *p.Attempt > b.Attempt:
+		err = fault.New(fault.NotFound, "The build has no such attempt: its last is number %d.", b.Attempt)
+	case p.Attempt != nil:
+		b.Attempt = *p.Attempt
 	}
-	rows, err := projections.Query[projections.BuildRow](ctx, s.DB, "from builds.builds"+w.String()+" limit 2", w.args...)
-	if len(rows) > 1 {
-		return rows[0], invalid("python_tag", "is needed, and platform_tag: there are several builds of this version")
-	}
-	return one(rows, err, "There is no build of this name, version and tags. /builds lists what there is.")
+	return b, err
 }
 
-// lines reads what p asks for of the log in stream. A log without lines is a log.
-func (s *Server) lines(ctx context.Context, stream string, p api.GetLogParams) (api.Log, error) {
-	out := api.Log{FirstLine: 1, Lines: []string{}}
-	ends, err := projections.Query[projections.LogEnd](ctx, s.DB, "from logs.ends where stream = $1", stream)
-	if err != nil {
-		return out, err
+// extent is how many lines the log has, and whether no more will come.
+func (s *Server) extent(ctx context.Context, stream string) (lines int64, complete bool, err error) {
+	var all pipeline
+	var ends []projections.LogEnd
+	var logs []projections.LogRow
+	ask(&all, &ends, "from logs.ends where stream = $1", stream) // first, so that what is complete has all lines
+	ask(&all, &logs, "from logs.logs where stream = $1", stream)
+	if err := all.run(ctx, s.o.Pool); err != nil {
+		return 0, false, err
 	}
-	out.Complete = len(ends) > 0 // before the lines, so that what is complete has all
-	logs, err := projections.Query[projections.LogRow](ctx, s.DB, "from logs.logs where stream = $1", stream)
-	if err != nil || len(logs) == 0 {
-		return out, err
+	if len(logs) > 0 {
+		lines = int64(logs[0].Lines)
 	}
-	total := int64(logs[0].Lines)
-	from, to, order := int64(1), total, "first_line"
-	if p.Tail != nil {
-		from, order = max(1, total-int64(*p.Tail)+1), "first_line desc"
+	return lines, len(ends) > 0, nil
+}
+
+// span is a part of a log, from and to a line, both included.
+type span struct {
+	pool     *pgxpool.Pool
+	stream   string
+	from, to int64
+}
+
+// read is the first lines of the span, with tail the last, and the number of the first of them.
+func (l span) read(ctx context.Context, tail bool) (int64, []string, error) {
+	lines, direction := []string{}, ""
+	if tail {
+		direction = " desc"
+	} else if l.to-l.from >= mostLines {
+		l.to = l.from + mostLines - 1
 	}
-	if p.From != nil {
-		from = *p.From
+	if l.from > l.to {
+		return l.from, lines, nil
 	}
-	if p.To != nil {
-		to = min(to, *p.To)
-	}
-	to = min(to, from+mostLines-1)
-	out.TotalLines, out.FirstLine = total, from
-	chunks, err := projections.Query[projections.LogChunk](ctx, s.DB, `from logs.chunks where stream = $1 and first_line <= $3
+	chunks, err := projections.Query[projections.LogChunk](ctx, l.pool, `from logs.chunks where stream = $1 and first_line <= $3
 		and first_line >= (select coalesce(max(first_line), 0) from logs.chunks where stream = $1 and first_line <= $2)
-		order by `+order+` limit $4`, stream, from, to, mostChunks)
+		order by first_line`+direction+` limit $4`, l.stream, l.from, l.to, mostChunks)
 	if err != nil {
-		return out, err
+		return 0, nil, err
 	}
-	if p.Tail != nil {
+	if tail {
 		slices.Reverse(chunks)
 	}
 	for i, c := range chunks {
 		if i == 0 {
-			out.FirstLine = max(from, int64(c.FirstLine))
+			l.from = max(l.from, int64(c.FirstLine))
 		}
-		n := int64(c.FirstLine)
-		for line := range strings.SplitSeq(strings.TrimSuffix(c.Text, "\n"), "\n") {
-			if n >= from && n <= to {
-				out.Lines = append(out.Lines, line)
-			}
-			n++
+		if text := l.of(c); text != "" {
+			lines = slices.AppendSeq(lines, strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n"))
 		}
 	}
-	return out, nil
+	return l.from, lines, nil
+}
+
+// of is what the chunk holds of the span.
+func (l span) of(c projections.LogChunk) string {
+	at := int64(c.FirstLine)
+	start, end := 0, 0
+	for end < len(c.Text) && at <= l.to {
+		if at == l.from {
+			start = end
+		}
+		n := strings.IndexByte(c.Text[end:], '\n')
+		if n < 0 {
+			n = len(c.Text) - end - 1
+		}
+		end += n + 1
+		at++
+	}
+	if at <= l.from {
+		return ""
+	}
+	return c.Text[start:end]
+}
+
+// next is the first chunk of the span behind line after; false at the end.
+func (l span) next(ctx context.Context, after int64) (projections.LogChunk, bool, error) {
+	rows, err := projections.Query[projections.LogChunk](ctx, l.pool, `from logs.chunks where stream = $1 and first_line > $2 and first_line <= $3
+		and first_line >= (select coalesce(max(first_line), 0) from logs.chunks where stream = $1 and first_line <= $4)
+		order by first_line limit 1`, l.stream, after, l.to, l.from)
+	if err != nil || len(rows) == 0 {
+		return projections.LogChunk{}, false, err
+	}
+	return rows[0], true, nil
+}
+
+// logText sends a span as plain text. It holds one chunk at a time, and no connection while the client reads.
+type logText struct {
+	ctx    context.Context
+	lines  span
+	chunk  projections.LogChunk
+	more   bool
+	header http.Header
+}
+
+func newLogText(ctx context.Context, lines span) (*logText, error) {
+	chunk, more, err := lines.next(ctx, 0)
+	return &logText{ctx: ctx, lines: lines, chunk: chunk, more: more}, err
+}
+
+// VisitGetLogResponse writes the answer.
+func (t *logText) VisitGetLogResponse(w http.ResponseWriter) error {
+	maps.Copy(w.Header(), t.header)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(http.StatusOK)
+	if api.RequestFrom(t.ctx).Method == http.MethodHead {
+		return nil
+	}
+	// From here on the status is sent. The middleware cuts the connection of whoever panics, so that half a log does not look whole.
+	for t.more {
+		if _, err := io.WriteString(w, t.lines.of(t.chunk)); err != nil {
+			panic(http.ErrAbortHandler) // the client has gone
+		}
+		var err error
+		if t.chunk, t.more, err = t.lines.next(t.ctx, int64(t.chunk.FirstLine)); errors.Is(err, context.Canceled) {
+			panic(http.ErrAbortHandler)
+		} else if err != nil {
+			panic(err)
+		}
+	}
+	return nil
 }

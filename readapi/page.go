@@ -3,14 +3,17 @@ package readapi
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	version "github.com/aquasecurity/go-pep440-version"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/events"
@@ -18,32 +21,13 @@ import (
 	"github.com/wheelrefinery/refinery/projections"
 )
 
-// page is a list's body with its Link header.
+// page is a list's body with the cursor of the next page.
 type page struct {
 	body any
-	link string
+	next *string
 }
 
-const (
-	defaultLimit = 50
-	mostLimit    = 500
-)
-
-func invalid(parameter, format string, args ...any) error {
-	var k fault.Checks
-	k.Check(false, "query:"+parameter, format, args...)
-	return k.Err()
-}
-
-func limitOf(p *api.Limit) (int, error) {
-	switch {
-	case p == nil:
-		return defaultLimit, nil
-	case *p < 1 || *p > mostLimit:
-		return 0, invalid("limit", "must be from 1 to %d", mostLimit)
-	}
-	return *p, nil
-}
+const defaultLimit = 50 // the contract's; that it is from 1 to 500 is checked before
 
 // where collects conditions. In a condition %s stands for the parameter.
 type where struct {
@@ -53,30 +37,39 @@ type where struct {
 
 func (w *where) and(condition string, arg any) {
 	w.args = append(w.args, arg)
-	w.conditions = append(w.conditions, fmt.Sprintf(condition, fmt.Sprintf("$%d", len(w.args))))
+	w.conditions = append(w.conditions, fmt.Sprintf(condition, "$"+strconv.Itoa(len(w.args))))
 }
 
-// name adds the condition of a project's name, if one is given in any spelling.
-func (w *where) name(name *api.Name) {
+// equal adds a condition unless v is nil.
+func equal[V any](w *where, column string, v *V) {
+	if v != nil {
+		w.and(column+" = %s", *v)
+	}
+}
+
+// oneOf adds the condition that a column has one of several values, unless none is given. A single one is looked up in the list's order.
+func oneOf[V ~string](w *where, column string, values *[]V) {
+	switch {
+	case values == nil || len(*values) == 0:
+	case len(*values) == 1:
+		w.and(column+" = %s", string((*values)[0]))
+	default:
+		w.and(column+" = any(%s::text[])", convert(*values, func(v V) string { return string(v) }))
+	}
+}
+
+// project adds the condition of a project in any spelling (PEP 503).
+func (w *where) project(column string, name *api.Name) {
 	if name != nil {
-		w.and("name = %s", events.NormalizeName(*name))
+		w.and(column+" = %s", events.NormalizeName(*name))
 	}
 }
 
-// version adds the condition of a version, if one is given in any spelling (PEP 440).
+// version adds the condition of a version in any spelling (PEP 440).
 func (w *where) version(v *api.Version) {
-	if v == nil {
-		return
+	if v != nil {
+		w.and("version = any(%s::text[])", versions(*v))
 	}
-	w.and("version = %s", normalVersion(*v))
-}
-
-// normalVersion is v's normal form; what is no version stays, and is found nowhere.
-func normalVersion(v string) string {
-	if parsed, err := version.Parse(v); err == nil {
-		return parsed.String()
-	}
-	return v
 }
 
 func (w *where) String() string {
@@ -86,25 +79,56 @@ func (w *where) String() string {
 	return " where " + strings.Join(w.conditions, " and ")
 }
 
-// keys are the columns that a list is sorted by: all ascending or all descending, unique together, all of type bigint.
-type keys struct {
-	columns    string // such as "position"
-	n          int
-	descending bool
+var releaseForm = regexp.MustCompile(`^([0-9]+!)?([0-9]+(?:\.[0-9]+)*)(.*)$`)
+
+const mostRelease = 6 // segments that are tried
+
+// versions lists the normal forms that are equal to v (PEP 440: 1.0 is 1.0.0), v's own first. What is no version is found nowhere.
+func versions(v string) []string {
+	parsed, err := version.Parse(v)
+	if err != nil {
+		return []string{v}
+	}
+	own := parsed.String()
+	parts := releaseForm.FindStringSubmatch(own)
+	if parts == nil {
+		return []string{own}
+	}
+	release := parts[2]
+	for strings.HasSuffix(release, ".0") {
+		release = strings.TrimSuffix(release, ".0")
+	}
+	all := []string{own}
+	for n := strings.Count(release, "."); n < mostRelease; n++ {
+		if s := parts[1] + release + parts[3]; s != own {
+			all = append(all, s)
+		}
+		release += ".0"
+	}
+	return all
 }
 
-// list reads one page of R from table, and the cursor of the next page, nil on the last.
-func list[R any](ctx context.Context, s *Server, table string, w where, k keys, of func(R) []int64, limit *api.Limit, cursor *api.Cursor) ([]R, *string, error) {
-	n, err := limitOf(limit)
-	if err != nil {
-		return nil, nil, err
+// list is where the rows of a list are, and their order: unique integers, all ascending or all descending.
+type list[R any] struct {
+	name  string // short; in cursors
+	from  string
+	by    []string
+	desc  bool
+	keyOf func(R) []int64
+}
+
+// read reads one page, and the cursor of the next one, nil on the last.
+func (l list[R]) read(ctx context.Context, q projections.Querier, w where, limit *api.Limit, cursor *api.Cursor) ([]R, *string, error) {
+	n := defaultLimit
+	if limit != nil {
+		n = *limit
 	}
-	order, direction := ">", ""
-	if k.descending {
-		order, direction = "<", " desc"
+	after, direction := ">", ""
+	if l.desc {
+		after, direction = "<", " desc"
 	}
 	if cursor != nil {
-		at, err := decodeCursor(*cursor, k.n)
+		at, err := l.decode(*cursor)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -113,50 +137,54 @@ func list[R any](ctx context.Context, s *Server, table string, w where, k keys, 
 			w.args = append(w.args, v)
 			params = append(params, fmt.Sprintf("$%d::bigint", len(w.args)))
 		}
-		w.conditions = append(w.conditions, fmt.Sprintf("(%s) %s (%s)", k.columns, order, strings.Join(params, ", ")))
+		w.conditions = append(w.conditions, fmt.Sprintf("(%s) %s (%s)", strings.Join(l.by, ", "), after, strings.Join(params, ", ")))
 	}
-	by := strings.ReplaceAll(k.columns, ",", direction+",") + direction
-	rows, err := projections.Query[R](ctx, s.DB, fmt.Sprintf("from %s%s order by %s limit %d", table, w.String(), by, n+1), w.args...)
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(rows) <= n {
-		return rows, nil, nil
+	rows, err := projections.Query[R](ctx, q,
+		fmt.Sprintf("from %s%s order by %s limit %d", l.from, w.String(), strings.Join(l.by, direction+", ")+direction, n+1), w.args...)
+	if err != nil || len(rows) <= n {
+		return rows, nil, err
 	}
 	rows = rows[:n]
-	next := encodeCursor(of(rows[n-1]))
+	next := l.encode(l.keyOf(rows[n-1]))
 	return rows, &next, nil
 }
 
-func encodeCursor(at []int64) string {
-	data, _ := json.Marshal(at) // numbers
-	return base64.RawURLEncoding.EncodeToString(data)
+func (l list[R]) encode(at []int64) string {
+	s := l.name
+	for _, v := range at {
+		s += "." + strconv.FormatInt(v, 10)
+	}
+	return base64.RawURLEncoding.EncodeToString([]byte(s))
 }
 
-func decodeCursor(cursor string, n int) ([]int64, error) {
-	data, err := base64.RawURLEncoding.DecodeString(cursor)
+func (l list[R]) decode(cursor string) ([]int64, error) {
+	data, _ := base64.RawURLEncoding.DecodeString(cursor) // what does not decode is not what comes out below
+	name, keys, _ := strings.Cut(string(data), ".")
 	var at []int64
-	if err != nil || json.Unmarshal(data, &at) != nil || len(at) != n {
-		return nil, invalid("cursor", "is not the next of a page of this list: start without it")
+	for key := range strings.SplitSeq(keys, ".") {
+		v, err := strconv.ParseInt(key, 10, 64)
+		if err != nil {
+			break
+		}
+		at = append(at, v)
+	}
+	if name != l.name || len(at) != len(l.by) || l.encode(at) != cursor {
+		return nil, invalid("cursor", "is not the `next` of a page of this list: start without it")
 	}
 	return at, nil
 }
 
-// link is the Link header of a page: the same query with the next cursor, relative to the request (RFC 8288, 3.1).
-func link(params any, next *string) string {
-	if next == nil {
-		return ""
-	}
+// query is the query of parameters as they were sent, but for min_position, which has been waited for.
+func query(params any) url.Values {
 	q := url.Values{}
 	v := reflect.ValueOf(params)
 	for i := range v.NumField() {
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("form"), ",")
-		if f := v.Field(i); name != "" && !f.IsNil() {
+		if f := v.Field(i); name != "" && name != "min_position" && !f.IsNil() {
 			add(q, name, f.Elem())
 		}
 	}
-	q.Set("cursor", *next)
-	return fmt.Sprintf(`<?%s>; rel="next"`, q.Encode())
+	return q
 }
 
 func add(q url.Values, name string, v reflect.Value) {
@@ -170,6 +198,46 @@ func add(q url.Values, name string, v reflect.Value) {
 		q.Add(name, fmt.Sprint(v.Interface()))
 	}
 }
+
+func nextQuery(params any, next string) url.Values {
+	q := query(params)
+	q.Set("cursor", next)
+	return q
+}
+
+// pipeline reads several things in one round trip.
+type pipeline struct {
+	batch pgx.Batch
+	reads []func(context.Context, projections.Querier) error
+}
+
+// ask adds a query, as projections.Query makes it, whose rows go to into.
+func ask[R any](p *pipeline, into *[]R, tail string, args ...any) {
+	p.batch.Queue("select "+projections.Columns[R]()+" "+tail, args...)
+	p.reads = append(p.reads, func(ctx context.Context, q projections.Querier) (err error) {
+		*into, err = projections.Query[R](ctx, q, tail)
+		return err
+	})
+}
+
+func (p *pipeline) run(ctx context.Context, pool *pgxpool.Pool) error {
+	results := pool.SendBatch(ctx, &p.batch)
+	for _, read := range p.reads {
+		if err := read(ctx, answered{results}); err != nil {
+			_ = results.Close() // says the same again
+			return err
+		}
+	}
+	if err := results.Close(); err != nil {
+		return fmt.Errorf("end the batch: %w", err)
+	}
+	return nil
+}
+
+// answered gives the results of a batch in the order of its queries.
+type answered struct{ results pgx.BatchResults }
+
+func (a answered) Query(context.Context, string, ...any) (pgx.Rows, error) { return a.results.Query() }
 
 // convert maps rows to items; never nil.
 func convert[R, I any](rows []R, f func(R) I) []I {
@@ -188,11 +256,8 @@ func optional[V comparable](v V) *V {
 	return &v
 }
 
-// one is the only row, or what says that there is none.
-func one[R any](rows []R, err error, missing string) (R, error) {
-	if err != nil {
-		return *new(R), err
-	}
+// first is the first row, or what says that there is none.
+func first[R any](rows []R, missing string) (R, error) {
 	if len(rows) == 0 {
 		return *new(R), fault.New(fault.NotFound, "%s", missing)
 	}

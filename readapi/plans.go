@@ -8,21 +8,28 @@ import (
 	"github.com/wheelrefinery/refinery/projections"
 )
 
+// buildStatus is how a build stands now.
+type buildStatus struct {
+	Stream string `db:"stream"`
+	Status string `db:"status"`
+}
+
 // GetPlan answers GET /plan.
 func (s *Server) GetPlan(ctx context.Context, request api.GetPlanRequestObject) (api.GetPlanResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, models: []string{"plans", "summary"}}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
 		var w where
-		if p.RunID != nil {
-			w.and("run_id = %s", *p.RunID)
+		equal(&w, "run_id", p.RunID)
+		rows, err := projections.Query[projections.PlanRow](ctx, s.o.Pool, "from plans.plans"+w.String()+" order by position desc limit 1", w.args...)
+		if err != nil {
+			return nil, err
 		}
-		rows, err := projections.Query[projections.PlanRow](ctx, s.DB, "from plans.plans"+w.String()+" order by position desc limit 1", w.args...)
-		row, err := one(rows, err, "There is no plan yet.")
+		row, err := first(rows, "There is no plan: none was made yet, or there is no such run.")
 		if err != nil {
 			return nil, err
 		}
 		streams := convert(row.Document.Nodes, func(n events.Node) string { return n.Build().Stream() })
-		builds, err := projections.Query[projections.SummaryBuild](ctx, s.DB, "from summary.builds where stream = any($1)", streams)
+		builds, err := projections.Query[buildStatus](ctx, s.o.Pool, "from builds.builds where stream = any($1::text[])", streams)
 		if err != nil {
 			return nil, err
 		}
@@ -36,17 +43,17 @@ func (s *Server) GetPlan(ctx context.Context, request api.GetPlanRequestObject) 
 			Edges: convert(row.Document.Edges, func(e events.Edge) api.Edge {
 				return api.Edge{From: e.From, To: e.To, Kind: api.EdgeKind(e.Kind)}
 			}),
-			Warnings: row.Document.Warnings,
+			Warnings: convert(row.Document.Warnings, func(w string) string { return w }),
 		}, nil
 	})
 }
 
 func planNode(n events.Node, now map[string]string) api.PlanNode {
-	status, ok := now[n.Build().Stream()]
+	status, known := now[n.Build().Stream()]
 	switch {
 	case n.Action == "skip":
 		status = projections.Skipped
-	case ok:
+	case known:
 	case n.Action == "reuse":
 		status = projections.Reused
 	default:

@@ -2,189 +2,19 @@ package readapi_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wheelrefinery/refinery/api"
-	"github.com/wheelrefinery/refinery/api/apitest"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
-	"github.com/wheelrefinery/refinery/internal/pgtest"
-	"github.com/wheelrefinery/refinery/projections"
-	"github.com/wheelrefinery/refinery/readapi"
-)
-
-func TestMain(m *testing.M) { pgtest.Main(m) }
-
-// fixture is a read API over real read models.
-type fixture struct {
-	t        *testing.T
-	log      *eventlog.Log
-	runner   *projections.Runner
-	reads    *pgxpool.Pool
-	server   *readapi.Server
-	url      string
-	versions map[string]int64
-}
-
-// writes stands for the other half of the contract, which these tests do not call.
-type writes struct{ api.StrictServerInterface }
-
-func start(t *testing.T) *fixture {
-	dsn := pgtest.DSN(t)
-	pool, err := eventlog.Pool(t.Context(), dsn, 16)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	f := &fixture{t: t, versions: map[string]int64{}}
-	if f.reads, err = readapi.Pool(t.Context(), dsn, 4); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.reads.Close)
-	if f.log, err = eventlog.Open(t.Context(), pool, eventlog.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.log.Close)
-	quiet := slog.New(slog.DiscardHandler)
-	f.runner = projections.New(f.log, pool, quiet)
-	if err := f.runner.Setup(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- f.runner.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	f.server = &readapi.Server{
-		DB: f.reads, Wait: f.log.WaitFor,
-		Parts: func(context.Context) []api.Part { return []api.Part{{Name: "postgres", Status: api.Ok}} },
-		Config: func(context.Context) (api.Config, error) {
-			return api.Config{QueueBackend: "file", Environment: map[string]string{}, Limits: map[string]int64{}, Versions: map[string]string{}}, nil
-		},
-	}
-	h, err := api.New(api.Options{Logger: quiet}, struct {
-		*readapi.Server
-		writes
-	}{f.server, writes{}}, http.NotFoundHandler())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := httptest.NewServer(apitest.Check(t, h))
-	t.Cleanup(func() { s.Close(); http.DefaultClient.CloseIdleConnections() })
-	f.url = s.URL
-	return f
-}
-
-// add appends events and waits until the read models show them.
-func (f *fixture) add(stream string, es ...events.Event) int64 {
-	f.t.Helper()
-	results, err := f.log.Append(f.t.Context(), eventlog.Entry{
-		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Actor: "tester", Status: eventlog.Applied},
-		Expected: f.versions[stream], Events: es,
-	})
-	if err != nil || results[0].Err != nil {
-		f.t.Fatal(err, results)
-	}
-	f.versions[stream] += int64(len(es))
-	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
-	defer cancel()
-	if err := f.runner.Wait(ctx, results[0].Outcome.Last); err != nil {
-		f.t.Fatal(err)
-	}
-	return results[0].Outcome.Last
-}
-
-// get answers with the status, the headers and the body, decoded where it is JSON.
-func (f *fixture) get(path string, header ...string) (int, http.Header, any) {
-	f.t.Helper()
-	r, err := http.NewRequestWithContext(f.t.Context(), http.MethodGet, f.url+path, nil)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	var v any
-	if !strings.Contains(resp.Header.Get("Content-Type"), "json") {
-		return resp.StatusCode, resp.Header, string(body)
-	}
-	if err := json.Unmarshal(body, &v); err != nil {
-		f.t.Fatalf("%s: %v\n%s", path, err, body)
-	}
-	return resp.StatusCode, resp.Header, v
-}
-
-func (f *fixture) expect(path string, status int) any {
-	f.t.Helper()
-	got, _, body := f.get(path)
-	if got != status {
-		f.t.Errorf("%s: %d, want %d: %v", path, got, status, body)
-	}
-	return body
-}
-
-// pick follows keys and indexes into decoded JSON.
-func pick(v any, path ...any) any {
-	for _, p := range path {
-		switch p := p.(type) {
-		case string:
-			m, _ := v.(map[string]any)
-			v = m[p]
-		case int:
-			l, _ := v.([]any)
-			if p >= len(l) {
-				return nil
-			}
-			v = l[p]
-		}
-	}
-	return v
-}
-
-func (f *fixture) same(want, got any) {
-	f.t.Helper()
-	if n, ok := want.(int); ok {
-		want = float64(n)
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		f.t.Errorf("want (-), got (+):\n%s", diff)
-	}
-}
-
-func id(name string) events.BuildID {
-	return events.BuildID{Name: name, Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64"}
-}
-
-var (
-	runID = uuid.MustParse("00000000-0000-0000-0000-0000000000aa")
-	wheel = events.File{Filename: "flask-1.0-py3-none-any.whl", SHA256: strings.Repeat("ab", 32), Size: 10}
 )
 
 func TestEmpty(t *testing.T) {
@@ -253,7 +83,7 @@ func TestHistoryFiltersAndPages(t *testing.T) {
 		link := header.Get("Link")
 		query = ""
 		if next, ok := pick(body, "next").(string); ok {
-			query = strings.TrimSuffix(strings.TrimPrefix(link, "<"), `>; rel="next"`)
+			query = strings.TrimSuffix(strings.TrimPrefix(link, "<"+base+"/history"), `>; rel="next"`)
 			if v, err := url.ParseQuery(strings.TrimPrefix(query, "?")); err != nil || v.Get("cursor") != next || v.Get("limit") != "7" || len(v["status"]) != 2 {
 				t.Fatalf("link %q, next %q", link, next)
 			}
@@ -272,7 +102,8 @@ func TestHistoryFiltersAndPages(t *testing.T) {
 		}
 	}
 	count("/history?package=PKG_1", 5)
-	count("/history?package=pkg-1&version=1.0.0", 0)
+	count("/history?package=pkg-1&version=1.0.0", 5) // PEP 440: equal
+	count("/history?package=pkg-1&version=1.0.1", 0)
 	count("/history?package=pkg-1&version=v1.0", 5)
 	count("/history?status=failed", 13)
 	count("/history?run_id="+runID.String(), 13)
@@ -378,7 +209,7 @@ func TestArtifacts(t *testing.T) {
 		Filename: wheel.Filename, SHA256: wheel.SHA256, Size: 10, Project: "flask", Version: "1.0", Tags: []string{"py3-none-any"}, Build: id("flask"), Attempt: 2,
 	})
 	a := pick(f.expect("/artifacts?package=Flask", http.StatusOK), "items", 0)
-	f.same("/artifacts/"+wheel.Filename, pick(a, "url"))
+	f.same(base+"/artifacts/"+wheel.Filename, pick(a, "url"))
 	f.same("linux_x86_64", pick(a, "build", "platform_tag"))
 	f.same([]any{}, pick(f.expect("/artifacts?version=2", http.StatusOK), "items"))
 }
@@ -428,11 +259,12 @@ func TestLogs(t *testing.T) {
 	other := b
 	other.PythonTag = "cp312"
 	f.add(other.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1})
-	f.expect("/logs/flask/1.0", http.StatusBadRequest) // which one?
+	f.same("cp312", pick(f.expect("/logs/Flask/1.0.0", http.StatusOK), "python_tag")) // the newest
 	f.same(8, pick(f.expect("/logs/flask/1.0?python_tag=cp311&platform_tag=linux_x86_64", http.StatusOK), "total_lines"))
 }
 
-func TestALongLogIsCutAndNotHeldInMemoryWhole(t *testing.T) {
+// A log that is larger than what one answer may hold.
+func TestALongLog(t *testing.T) {
 	f := start(t)
 	b := id("flask")
 	f.add(b.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1})
@@ -440,13 +272,30 @@ func TestALongLogIsCutAndNotHeldInMemoryWhole(t *testing.T) {
 	for i := range 100 {
 		es = append(es, events.LogAppended{Chunk: i, FirstLine: i + 1, Lines: 1, Text: strings.Repeat("x", 60_000) + "\n"})
 	}
+	es = append(es, events.LogAppended{Chunk: 100, FirstLine: 101, Lines: 20_000, Text: strings.Repeat("é\n", 20_000)})
 	f.add(b.Log(1), es...)
-	log := f.expect("/logs/flask/1.0", http.StatusOK)
-	f.same(1, pick(log, "first_line"))
-	f.same(float64(64), float64(len(pick(log, "lines").([]any))))
-	log = f.expect("/logs/flask/1.0?tail=100", http.StatusOK)
-	f.same(37, pick(log, "first_line"))
-	f.same(float64(64), float64(len(pick(log, "lines").([]any))))
+	for query, want := range map[string][2]int{ // first line, lines
+		"":                          {1, 64}, // chunks are the limit
+		"?from=90&to=100":           {90, 11},
+		"?from=101":                 {101, 10_000},
+		"?from=10101":               {10_101, 10_000},
+		"?tail=10000":               {10_101, 10_000},
+		"?from=9223372036854775807": {9223372036854775807, 0},
+	} {
+		log := f.expect("/logs/flask/1.0"+query, http.StatusOK)
+		f.same(float64(want[0]), pick(log, "first_line"))
+		f.same(want[1], len(pick(log, "lines").([]any)))
+		f.same(20_100, pick(log, "total_lines"))
+	}
+	f.same("é", pick(f.expect("/logs/flask/1.0?tail=1", http.StatusOK), "lines", 0))
+	for query, want := range map[string]int{ // bytes
+		"": 100*60_001 + 20_000*3, "&from=100&to=101": 60_001 + 3, "&tail=20": 60, "&from=30000": 0,
+	} {
+		status, header, text := f.get("/logs/flask/1.0?format=text" + query)
+		if status != http.StatusOK || len(text.(string)) != want || header.Get("ETag") == "" || header.Get("Refinery-Position") == "" {
+			t.Errorf("%s: %d, %d bytes, want %d: %v", query, status, len(text.(string)), want, header)
+		}
+	}
 }
 
 func TestETagHoldsUntilTheReadModelMoves(t *testing.T) {
@@ -481,14 +330,15 @@ func TestMinPosition(t *testing.T) {
 		t.Errorf("%d at %s", status, header.Get("Refinery-Position"))
 	}
 	// The wait itself is faked: it would take 5 s.
-	f.server.Wait = func(ctx context.Context, _ int64, _ ...string) error {
+	f.options.Wait = func(ctx context.Context, _ int64) error {
 		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 5*time.Second {
 			t.Error("it does not wait 5 s at the most")
 		}
 		return context.DeadlineExceeded
 	}
+	f.serve()
 	status, _, body := f.get("/history?min_position=1000")
-	if detail, _ := pick(body, "detail").(string); status != http.StatusGatewayTimeout || !strings.Contains(detail, " before the one asked for") {
+	if detail, _ := pick(body, "detail").(string); status != http.StatusGatewayTimeout || !strings.Contains(detail, " before min_position") {
 		t.Errorf("%d %v", status, body)
 	}
 }
@@ -496,15 +346,17 @@ func TestMinPosition(t *testing.T) {
 func TestReadyNamesWhatIsDown(t *testing.T) {
 	f := start(t)
 	f.same("ok", pick(f.expect("/ready", http.StatusOK), "status"))
-	f.server.Parts = func(context.Context) []api.Part {
+	f.options.Ready = func(context.Context) []api.Part {
 		return []api.Part{{Name: "postgres", Status: api.Down, Detail: "no answer"}, {Name: "worker", Status: api.Starting}}
 	}
+	f.serve()
 	body := f.expect("/ready", http.StatusServiceUnavailable)
 	f.same("down", pick(body, "status"))
 	f.same("no answer", pick(body, "parts", 0, "detail"))
-	f.server.Parts = func(context.Context) []api.Part {
+	f.options.Ready = func(context.Context) []api.Part {
 		return []api.Part{{Name: "postgres", Status: api.Ok}, {Name: "worker", Status: api.Starting}}
 	}
+	f.serve()
 	f.same("starting", pick(f.expect("/ready", http.StatusServiceUnavailable), "status"))
 }
 

@@ -4,37 +4,47 @@ import (
 	"context"
 
 	"github.com/wheelrefinery/refinery/api"
+	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/projections"
 )
+
+var runList = list[projections.RunRow]{
+	name: "runs", from: "runs.runs", by: []string{"position"}, desc: true,
+	keyOf: func(r projections.RunRow) []int64 { return []int64{r.Position} },
+}
 
 // ListRuns answers GET /runs.
 func (s *Server) ListRuns(ctx context.Context, request api.ListRunsRequestObject) (api.ListRunsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, models: []string{"runs"}}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
 		var w where
-		if p.State != nil {
-			w.and("state = %s", string(*p.State))
-		}
-		rows, next, err := list(ctx, s, "runs.runs", w, newest,
-			func(r projections.RunRow) []int64 { return []int64{r.Position} }, p.Limit, p.Cursor)
-		return page{api.RunList{Items: convert(rows, run), Next: next}, link(p, next)}, err
+		equal(&w, "state", (*string)(p.State))
+		rows, next, err := runList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		return page{api.RunList{Items: convert(rows, run), Next: next}, next}, err
 	})
 }
 
 // GetRun answers GET /runs/{id}.
 func (s *Server) GetRun(ctx context.Context, request api.GetRunRequestObject) (api.GetRunResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, models: []string{"runs"}}, func() (any, error) {
-		rows, err := projections.Query[projections.RunRow](ctx, s.DB, "from runs.runs where id = $1", request.ID)
-		row, err := one(rows, err, "There is no such run. /runs lists what there is.")
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+		var all pipeline
+		var rows []projections.RunRow
+		var asked []projections.RunRequest
+		ask(&all, &rows, "from runs.runs where id = $1", request.ID)
+		ask(&all, &asked, "from runs.requests where id = $1", request.ID)
+		if err := all.run(ctx, s.o.Pool); err != nil {
+			return nil, err
+		}
+		row, err := first(rows, "There is no such run. /runs lists what there is.")
 		if err != nil {
 			return nil, err
 		}
-		requests, err := projections.Query[projections.RunRequest](ctx, s.DB, "from runs.requests where id = $1", request.ID)
-		asked, err := one(requests, err, "There is no such run. /runs lists what there is.")
 		r := run(row)
-		r.Requirements, r.Constraints, r.Names = asked.Requirements, asked.Constraints, asked.Names
-		return r, err
+		if len(asked) > 0 {
+			r.Requirements, r.Constraints, r.Names = asked[0].Requirements, asked[0].Constraints, asked[0].Names
+		}
+		return r, nil
 	})
 }
 
@@ -52,44 +62,34 @@ func run(r projections.RunRow) api.Run {
 	return out
 }
 
-// counts has every status.
-func counts(of map[string]int) api.Counts {
-	all := api.Counts{}
-	for _, status := range projections.Statuses {
-		all[status] = int64(of[status])
-	}
-	return all
+// manifestRow is a manifest with the run's state; a worker's entries may come before the run's end.
+type manifestRow struct {
+	projections.ManifestRow
+	RunState string `db:"run_state"`
 }
 
 // GetManifest answers GET /manifest.
 func (s *Server) GetManifest(ctx context.Context, request api.GetManifestRequestObject) (api.GetManifestResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, models: []string{"manifest", "runs"}}, func() (any, error) {
-		tail, args, missing := "from manifest.manifests where finished > 0 order by finished desc limit 1", []any(nil), "No run has ended yet."
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+		const from = `from (select m.*, coalesce(nullif(m.state, ''), r.state, 'submitted') as run_state
+			from manifest.manifests m left join runs.runs r on r.id = m.run_id) m `
+		tail, args, missing := from+"where finished > 0 order by finished desc limit 1", []any(nil), "No run has ended yet."
 		if p.RunID != nil {
-			tail, args, missing = "from manifest.manifests where run_id = $1", []any{*p.RunID}, "There is no manifest of this run yet: it has not ended, or there is no such run."
+			tail, args, missing = from+"where run_id = $1", []any{*p.RunID}, "There is no manifest of this run: it has not ended, or there is no such run."
 		}
-		rows, err := projections.Query[projections.ManifestRow](ctx, s.DB, tail, args...)
-		row, err := one(rows, err, missing)
+		rows, err := projections.Query[manifestRow](ctx, s.o.Pool, tail, args...)
 		if err != nil {
 			return nil, err
 		}
-		state := row.State
-		if state == "" { // a worker's entries came before the end
-			runs, err := projections.Query[projections.RunRow](ctx, s.DB, "from runs.runs where id = $1", row.Run)
-			of, err := one(runs, err, "There is no such run.")
-			if err != nil {
-				return nil, err
-			}
-			state = of.State
-		}
-		m := api.Manifest{RunID: row.Run, State: api.RunState(state), Items: []api.ManifestEntry{}}
-		for _, e := range row.Entries {
-			m.Items = append(m.Items, api.ManifestEntry{
-				Name: e.Name, Version: e.Version, PythonTag: e.PythonTag, PlatformTag: e.PlatformTag, Status: api.ManifestStatus(e.Status),
-				Wheel: e.Wheel, SHA256: e.SHA256, Size: e.Size, DurationMS: e.DurationMS, Reason: e.Reason,
-			})
-		}
-		return m, nil
+		row, err := first(rows, missing)
+		return api.Manifest{RunID: row.Run, State: api.RunState(row.RunState), Items: convert(row.Entries, manifestEntry)}, err
 	})
+}
+
+func manifestEntry(e events.ManifestEntry) api.ManifestEntry {
+	return api.ManifestEntry{
+		Name: e.Name, Version: e.Version, PythonTag: e.PythonTag, PlatformTag: e.PlatformTag, Status: api.ManifestStatus(e.Status),
+		Wheel: e.Wheel, SHA256: e.SHA256, Size: e.Size, DurationMS: e.DurationMS, Reason: e.Reason,
+	}
 }

@@ -3,15 +3,11 @@ package readapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/wheelrefinery/refinery/api"
-	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
 // GetHealth answers GET /health: the process is alive. What it needs is in /ready.
@@ -21,7 +17,7 @@ func (s *Server) GetHealth(context.Context, api.GetHealthRequestObject) (api.Get
 
 // GetReady answers GET /ready: 503 unless every part is ok.
 func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api.GetReadyResponseObject, error) {
-	r := api.Readiness{Status: api.Ok, Parts: append([]api.Part{}, s.Parts(ctx)...)}
+	r := api.Readiness{Status: api.Ok, Parts: append([]api.Part{}, s.o.Ready(ctx)...)}
 	for _, p := range r.Parts {
 		if p.Status == api.Down || r.Status == api.Ok {
 			r.Status = p.Status
@@ -34,30 +30,29 @@ func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api
 }
 
 // GetConfig answers GET /config.
-func (s *Server) GetConfig(ctx context.Context, _ api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
-	c, err := s.Config(ctx)
-	return api.GetConfig200JSONResponse(c), err
+func (s *Server) GetConfig(context.Context, api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
+	return api.GetConfig200JSONResponse(s.o.Config), nil
 }
 
-// GetCommand answers GET /commands/{id}. A command that has no outcome yet, and one that nobody sent, is pending.
+// GetCommand answers GET /commands/{id}. Until it is handled, a command cannot be told from one that nobody sent: both are pending.
 func (s *Server) GetCommand(ctx context.Context, request api.GetCommandRequestObject) (api.GetCommandResponseObject, error) {
 	c := api.Command{ID: request.ID, Status: api.CommandStatusPending}
-	var detail struct {
-		Problem *fault.Error    `json:"problem"`
-		Result  json.RawMessage `json:"result"`
+	o, found, err := s.o.Outcomes(ctx, request.ID)
+	if err != nil {
+		return nil, trouble(ctx, err)
 	}
-	err := s.DB.QueryRow(ctx, `select name, status, first_position, last_position, detail from commands where id = $1`, request.ID).
-		Scan(&c.Name, &c.Status, &c.Positions.First, &c.Positions.Last, &detail)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("read the command: %w", err)
-	}
-	if detail.Problem != nil {
-		c.Problem = api.NewProblem(detail.Problem)
-	}
-	if len(detail.Result) > 0 {
-		if err := json.Unmarshal(detail.Result, &c.Result); err != nil {
-			return nil, fmt.Errorf("read the command's result: %w", err)
+	if found {
+		c.Name, c.Status = o.Name, api.CommandStatus(o.Status)
+		c.Positions = api.Positions{First: o.First, Last: o.Last}
+		if o.Problem != nil {
+			c.Problem = api.NewProblem(o.Problem)
+		}
+		if len(o.Result) > 0 {
+			if err := json.Unmarshal(o.Result, &c.Result); err != nil {
+				return nil, fmt.Errorf("read the command's result: %w", err)
+			}
 		}
 	}
-	return api.Answer{Status: http.StatusOK, Header: http.Header{"Refinery-Position": {strconv.FormatInt(c.Positions.Last, 10)}}, Body: c}, nil
+	h := http.Header{"Refinery-Position": {strconv.FormatInt(max(s.o.Position(), o.Last), 10)}, "Cache-Control": {"no-cache"}}
+	return api.Answer{Status: http.StatusOK, Header: h, Body: c}, nil
 }

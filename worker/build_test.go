@@ -3,10 +3,13 @@ package worker
 import (
 	"archive/zip"
 	"bytes"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -351,6 +354,96 @@ func TestStopHandsBack(t *testing.T) {
 	}
 }
 
+// A worker that is killed takes its builds with it, and the next start removes what it left.
+func TestKilledWorker(t *testing.T) {
+	p := newPlane(t)
+	w, stop := p.start()
+	stop()
+	p.publish("orphan", "1.0", backend("orphan", "1.0", "os.setsid() if os.getpid() != os.getsid(0) else 0\nprint('tick', flush=True)\nos.execvp('sleep', ['sleep', '987007'])"))
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "REFINERY_TEST_VICTIM="+p.url, "REFINERY_TEST_DIR="+shared)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.add(w, "orphan", "1.0")
+	p.eventually(20*time.Second, "it builds", func() bool { return strings.Contains(p.logs["orphan"], "tick") && running("987007") != nil })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	p.eventually(2*time.Second, "the build ends", func() bool { return running("987007") == nil && running(supervisorName) == nil })
+	if left, err := os.ReadDir(w.path("work")); err != nil || len(left) != 1 {
+		t.Errorf("the work folder has %v %v", left, err)
+	}
+	if err := w.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(w.path("work")); err != nil || len(left) != 0 {
+		t.Errorf("left in the work folder: %v %v", left, err)
+	}
+}
+
+// A second start finds everything, and is quick.
+func TestSecondStart(t *testing.T) {
+	p := newPlane(t)
+	w, _ := p.start()
+	again, err := New(w.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := again.Prepare(t.Context()); err != nil || again.Tags() != w.Tags() {
+		t.Errorf("%v, %+v", err, again.Tags())
+	}
+	if took := time.Since(began); took > time.Second { // some 30 ms on a quiet machine
+		t.Errorf("the second start took %s", took)
+	}
+}
+
+// What is missing is said with what to do.
+func TestPrepareSaysWhatIsMissing(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no such Python": {func(c *Config) { c.Python = "/nowhere/python3" }, "install python3 and python3-venv, or say which Python to use"},
+		"not a Python":   {func(c *Config) { c.Python = "/bin/true" }, "its answer cannot be read"},
+		"no such user":   {func(c *Config) { c.BuildUser = "no-such-user" }, "the build user"},
+	} {
+		cfg := Config{URL: "http://127.0.0.1:1", Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
+		c.change(&cfg)
+		w, err := New(cfg)
+		if err == nil {
+			err = w.Prepare(t.Context())
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A data folder that other users cannot reach is no obstacle: the worker's part goes where they can.
+func TestFolderOutOfReach(t *testing.T) {
+	if os.Getuid() != 0 {
+		return // only root builds as other users
+	}
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.MkdirAll(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w, err := New(Config{URL: "http://127.0.0.1:1", Dir: closed + "/data", Logger: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		err = errors.Join(w.identify(), w.settle())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(w.dir)
+	if w.dir == closed+"/data" || unreachable(w.path("work")) != "" {
+		t.Errorf("the folder is %s", w.dir)
+	}
+}
+
 // While the control plane is away nothing is lost and nothing sent twice.
 func TestOutlivesRestart(t *testing.T) {
 	p := newPlane(t)
@@ -458,15 +551,17 @@ func TestOrdinaryUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	self, err := os.ReadFile("/proc/self/exe")
+	// A copy of this program, and of the virtual environment where another test has made it.
+	program, err := os.ReadFile("/proc/self/exe")
 	if err == nil {
-		err = os.WriteFile(dir+"/test", self, 0o755)
+		err = os.WriteFile(dir+"/test", program, 0o755)
 	}
-	if err == nil {
-		err = os.Chown(dir, 65534, 65534)
+	err = errors.Join(err, os.Mkdir(dir+"/shared", 0o755))
+	if made, _ := filepath.Glob(shared + "/venv-*"); len(made) == 1 {
+		err = errors.Join(err, exec.CommandContext(t.Context(), "cp", "-a", made[0], dir+"/shared/").Run())
 	}
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
+	for _, d := range []string{dir, dir + "/shared"} {
+		err = errors.Join(err, os.Chmod(d, 0o755), os.Chown(d, 65534, 65534))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -474,7 +569,7 @@ func TestOrdinaryUser(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), dir+"/test", "-test.v", "-test.run=^(TestHostileBuilds|TestStopHandsBack|TestPlanBreaksCycles)$")
 	cmd.Dir = dir
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PATH=") }),
-		"PATH=/usr/local/bin:/usr/bin:/bin", "HOME="+dir, "TMPDIR="+dir)
+		"PATH=/usr/local/bin:/usr/bin:/bin", "HOME="+dir, "TMPDIR="+dir, "REFINERY_TEST_SHARED="+dir+"/shared")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, Groups: []uint32{}}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -35,12 +35,17 @@ const testToken = "secret-token-4711"
 var shared string
 
 func TestMain(m *testing.M) {
-	var err error
-	if shared, err = os.MkdirTemp("", "worker-test-"); err != nil {
-		panic(err)
+	if url := os.Getenv("REFINERY_TEST_VICTIM"); url != "" {
+		victim(url, os.Getenv("REFINERY_TEST_DIR"))
 	}
-	if err := os.Chmod(shared, 0o755); err != nil {
-		panic(err)
+	if shared = os.Getenv("REFINERY_TEST_SHARED"); shared == "" {
+		var err error
+		if shared, err = os.MkdirTemp("", "worker-test-"); err != nil {
+			panic(err)
+		}
+		if err := os.Chmod(shared, 0o755); err != nil {
+			panic(err)
+		}
 	}
 	os.Setenv("REFINERY_TEST_TOKEN", testToken) // what builds must not see
 	code := m.Run()
@@ -55,6 +60,17 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// victim is a worker in a process of its own, to be killed.
+func victim(url, dir string) {
+	w, err := New(Config{
+		URL: url, Token: testToken, ID: "victim", Dir: dir, Slots: 1, UpstreamIndex: url + "/upstream/", Logger: slog.New(slog.DiscardHandler),
+	})
+	if err == nil {
+		err = w.Run(context.Background())
+	}
+	panic(err)
 }
 
 // plane is a control plane that remembers what it was told, with its own index, and an upstream index for packages that a test makes.
@@ -91,9 +107,16 @@ func newPlane(t *testing.T) *plane {
 	mux.HandleFunc("POST /plan", p.plan)
 	mux.HandleFunc("POST /logs/{name}/{version}", p.log)
 	mux.HandleFunc("PUT /artifacts/{filename}", p.put)
-	mux.HandleFunc("GET /artifacts/{filename}", func(w http.ResponseWriter, r *http.Request) { p.file(w, r, p.wheels[r.PathValue("filename")]) })
+	mux.HandleFunc("GET /artifacts/{filename}", func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		data := p.wheels[r.PathValue("filename")]
+		p.mu.Unlock()
+		p.file(w, r, data)
+	})
 	mux.HandleFunc("GET /simple/{project}/", func(w http.ResponseWriter, r *http.Request) {
 		files := map[string][]byte{}
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		for name, data := range p.wheels {
 			if strings.HasPrefix(name, strings.ReplaceAll(r.PathValue("project"), "-", "_")+"-") {
 				files[name] = data
@@ -102,10 +125,15 @@ func newPlane(t *testing.T) *plane {
 		p.page(w, files, "/artifacts/")
 	})
 	mux.HandleFunc("GET /upstream/{project}/", func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.page(w, p.sdists[r.PathValue("project")], "/files/"+r.PathValue("project")+"/")
 	})
 	mux.HandleFunc("GET /files/{project}/{filename}", func(w http.ResponseWriter, r *http.Request) {
-		p.file(w, r, p.sdists[r.PathValue("project")][r.PathValue("filename")])
+		p.mu.Lock()
+		data := p.sdists[r.PathValue("project")][r.PathValue("filename")]
+		p.mu.Unlock()
+		p.file(w, r, data)
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
@@ -259,9 +287,8 @@ func (p *plane) file(w http.ResponseWriter, r *http.Request, data []byte) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
 }
 
+// page answers as PEP 691 says.
 func (p *plane) page(w http.ResponseWriter, content map[string][]byte, base string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if len(content) == 0 {
 		w.WriteHeader(http.StatusNotFound)
 		return

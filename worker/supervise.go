@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -150,29 +151,40 @@ func launch(how string) error {
 		processes = 4*processes + uint64(threadsOf(uid)) // the supervisor counts; this is for what is faster than it
 	}
 	if o.UID >= 0 {
-		if err := errors.Join(syscall.Setgroups([]int{}), syscall.Setgid(o.GID)); err != nil {
-			return fmt.Errorf("leave the worker's groups: %w", err)
-		}
-	}
-	// RLIMIT_DATA counts what is written to; RLIMIT_AS would also count what is merely reserved, which some runtimes do by terabytes.
-	for what, limit := range map[int]uint64{
-		unix.RLIMIT_CORE: 0, unix.RLIMIT_DATA: uint64(o.Memory), unix.RLIMIT_FSIZE: uint64(o.Disk), unix.RLIMIT_NPROC: processes,
-	} {
-		var now unix.Rlimit
-		if err := unix.Getrlimit(what, &now); err != nil {
-			return fmt.Errorf("read limit %d: %w", what, err)
-		}
-		limit = min(limit, now.Max)
-		if err := unix.Setrlimit(what, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-			return fmt.Errorf("set limit %d: %w", what, err)
-		}
-	}
-	if o.UID >= 0 {
-		if err := syscall.Setuid(o.UID); err != nil {
+		if err := errors.Join(syscall.Setgroups([]int{}), syscall.Setgid(o.GID), syscall.Setuid(o.UID)); err != nil {
 			return fmt.Errorf("become user %d: %w", o.UID, err)
 		}
 	}
-	return syscall.Exec(o.Argv[0], o.Argv, env)
+	// RLIMIT_DATA counts what is written to; RLIMIT_AS would also count what is merely reserved, which some runtimes do by terabytes.
+	// It comes last, because it holds for this program too: from then on nothing is allocated.
+	path, err := syscall.BytePtrFromString(o.Argv[0])
+	argv, err2 := syscall.SlicePtrFromStrings(o.Argv)
+	envp, err3 := syscall.SlicePtrFromStrings(env)
+	if err := errors.Join(err, err2, err3); err != nil {
+		return err
+	}
+	for _, l := range []struct {
+		what  int
+		limit uint64
+	}{
+		{unix.RLIMIT_CORE, 0},
+		{unix.RLIMIT_NOFILE, 4096}, // some programs close all that they might have open
+		{unix.RLIMIT_FSIZE, uint64(o.Disk)},
+		{unix.RLIMIT_NPROC, processes},
+		{unix.RLIMIT_DATA, uint64(o.Memory)},
+	} {
+		var now unix.Rlimit
+		if err := unix.Getrlimit(l.what, &now); err != nil {
+			return fmt.Errorf("read limit %d: %w", l.what, err)
+		}
+		limit := min(l.limit, now.Max)
+		if err := unix.Setrlimit(l.what, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return fmt.Errorf("set limit %d: %w", l.what, err)
+		}
+	}
+	_, _, errno := syscall.RawSyscall(syscall.SYS_EXECVE, uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(&argv[0])),
+		uintptr(unsafe.Pointer(&envp[0])))
+	return errno
 }
 
 // wait reaps until the command has ended, then kills and reaps all that it left behind.

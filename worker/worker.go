@@ -62,6 +62,7 @@ type Worker struct {
 	mu       sync.Mutex
 	jobs     map[api.JobRef]context.CancelCauseFunc
 	draining bool
+	book     *book // of the jobs that are being done
 }
 
 // Why a job's context ends.
@@ -145,7 +146,17 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.Logger.Info("the worker is ready", "worker", w.ID, "slots", w.Slots, "python", w.tags.Interpreter, "version", w.tags.PythonVersion,
 		"tags", w.tags.PythonTag+" "+w.tags.PlatformTag, "folder", w.dir)
+	leases := w.path("leases")
+	var err error
+	if w.book, err = openBook(leases); err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := w.handBack(ctx, leases); err != nil && ctx.Err() == nil {
+			w.Logger.Warn("what an earlier process held is not handed back; its leases run out", "error", err)
+		}
+	})
 	for range w.Slots {
 		wg.Go(func() { w.slot(ctx) })
 	}
@@ -155,7 +166,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	wg.Wait()
 	stop()
 	beat.Wait()
-	return nil
+	return w.book.close()
 }
 
 // name keeps the worker's name from start to start.
@@ -215,6 +226,15 @@ func (w *Worker) do(ctx context.Context, job *api.Job) {
 		ref.RunID = job.RunID
 	} else {
 		ref.Build = job.Build
+	}
+	if strike, err := w.book.note(ref); err != nil {
+		w.Logger.Warn("a job is not written down; if this process is killed, its lease must run out", "error", err)
+	} else {
+		defer func() {
+			if err := strike(); err != nil {
+				w.Logger.Warn("a finished job is still written down", "error", err)
+			}
+		}()
 	}
 	// The end of ctx reaches the job as a cause of its own, so that it is told from a timeout.
 	jobCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))

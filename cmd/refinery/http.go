@@ -45,10 +45,10 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 		Logger: p.logger, Token: p.WorkerToken,
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{
-		&readapi.Server{
-			DB: p.reads, Wait: p.log.WaitFor, Parts: p.ready,
-			Config: func(context.Context) (api.Config, error) { return p.config(), nil },
-		},
+		readapi.New(readapi.Options{
+			Pool: p.reads, Outcomes: p.outcome, Wait: p.read.Wait, Ready: p.ready, Config: p.config(),
+			Position: func() int64 { return p.log.Covered(p.read.Names()...) },
+		}),
 		writeapi.New(writeapi.Options{
 			Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
 				return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
@@ -76,6 +76,12 @@ func (p *plane) await(id uuid.UUID) (wait func(context.Context) (eventlog.Outcom
 }
 
 func (p *plane) covering() []string { return append(p.read.Names(), policies.LeasesName) }
+
+func (p *plane) outcome(ctx context.Context, id uuid.UUID) (eventlog.Outcome, bool, error) {
+	found, err := p.log.Outcomes(ctx, id)
+	o, ok := found[id]
+	return o, ok, err
+}
 
 func (p *plane) beat(ctx context.Context, worker string, leases []writeapi.Lease) ([]api.JobAction, error) {
 	jobs := make([]policies.Job, len(leases))

@@ -55,7 +55,7 @@ func newProgram(t *testing.T) *program {
 	return &program{t: t, dir: dir, dsn: pgtest.DSN(t), api: freeAddr(t), ui: freeAddr(t)}
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
+)
+
+// startBench starts a control plane whose parts are those of `refinery serve`, on a durable Postgres.
+func startBench(b *testing.B) *plane {
+	b.Helper()
+	dir := b.TempDir()
+	logger := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	p, err := startPlane(b.Context(), controlSettings{
+		PostgresDSN: pgtest.DurableDSN(b), QueueBackend: "file", HTTPAddr: freeAddr(b), UIAddr: "",
+	}, dir, logger)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			b.Error(err)
+		}
+	})
+	return p
+}
+
+// load sends requests from n clients for a while and returns how many were answered, and how long each took.
+type load struct {
+	count     int
+	rate      float64
+	latencies []time.Duration // sorted
+}
+
+func (l load) percentile(p int) float64 {
+	return float64(l.latencies[min(len(l.latencies)-1, len(l.latencies)*p/100)].Microseconds()) / 1000
+}
+
+var serial atomic.Int64
+
+func (p *plane) load(b *testing.B, clients int, window time.Duration, prefer string, want int) load {
+	b.Helper()
+	transport := &http.Transport{MaxIdleConnsPerHost: clients}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	var mu sync.Mutex
+	var l load
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for range clients {
+		wg.Go(func() {
+			var own []time.Duration
+			for time.Since(begin) < window {
+				var r *http.Request
+				if want == http.StatusOK {
+					r, _ = http.NewRequest(http.MethodGet, p.url()+"/health", nil)
+				} else {
+					body := fmt.Sprintf(`{"package":"bench-%d","version":"1.0","python_tag":"cp311","platform_tag":"linux_x86_64"}`, serial.Add(1))
+					r, _ = http.NewRequest(http.MethodPost, p.url()+"/queue/enqueue", bytes.NewReader([]byte(body)))
+					r.Header.Set("Content-Type", "application/json")
+					if prefer != "" {
+						r.Header.Set("Prefer", prefer)
+					}
+				}
+				t0 := time.Now()
+				answer, err := client.Do(r)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				text, err := io.ReadAll(answer.Body)
+				answer.Body.Close()
+				if err != nil || answer.StatusCode != want {
+					b.Errorf("%d %v %s", answer.StatusCode, err, text)
+					return
+				}
+				own = append(own, time.Since(t0))
+			}
+			mu.Lock()
+			l.latencies = append(l.latencies, own...)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	l.count = len(l.latencies)
+	l.rate = float64(l.count) / time.Since(begin).Seconds()
+	slices.Sort(l.latencies)
+	return l
+}
+
+func middle(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
+// BenchmarkPost measures POST /queue/enqueue over HTTP, with the wait for outcome and read models and without, beside GET /health and a
+// bare publish to the bus in the same run. Client, control plane and Postgres share the machine. Medians of three rounds.
+func BenchmarkPost(b *testing.B) {
+	const rounds, window = 3, 2 * time.Second
+	for b.Loop() {
+		p := startBench(b)
+		var health, publish, one50, w64, w64p50, w64p99, async, kept, rest []float64
+		for range rounds {
+			health = append(health, p.load(b, 16, window/2, "", http.StatusOK).rate)
+			publish = append(publish, barePublish(b, 64, window/2))
+			one50 = append(one50, p.load(b, 1, window/2, "", http.StatusCreated).percentile(50))
+			l := p.load(b, 64, window, "", http.StatusCreated)
+			w64, w64p50, w64p99 = append(w64, l.rate), append(w64p50, l.percentile(50)), append(w64p99, l.percentile(99))
+			before := p.log.Head()
+			l = p.load(b, 16, window, "respond-async", http.StatusAccepted)
+			handled := p.log.Head() - before
+			end := time.Now()
+			for p.log.Head() < before+int64(l.count) && time.Since(end) < 10*time.Second {
+				time.Sleep(time.Millisecond)
+			}
+			async = append(async, l.rate)
+			kept = append(kept, 100*float64(handled)/float64(l.count))
+			rest = append(rest, float64(time.Since(end).Milliseconds()))
+		}
+		b.ReportMetric(middle(health), "health/s")
+		b.ReportMetric(middle(publish), "publish64/s")
+		b.ReportMetric(middle(one50), "1-p50-ms")
+		b.ReportMetric(middle(w64), "64/s")
+		b.ReportMetric(middle(w64p50), "64-p50-ms")
+		b.ReportMetric(middle(w64p99), "64-p99-ms")
+		b.ReportMetric(middle(async), "async16/s")
+		b.ReportMetric(middle(kept), "async-handled-%")
+		b.ReportMetric(middle(rest), "async-rest-ms")
+	}
+}
+
+// barePublish is the limit of accepting: messages of the same size onto a file bus, nothing else.
+func barePublish(b *testing.B, publishers int, window time.Duration) float64 {
+	b.Helper()
+	t, err := bus.Open(b.Context(), bus.Config{Backend: "file", Dir: filepath.Join(b.TempDir(), "bare"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer t.Close()
+	payload := bytes.Repeat([]byte("x"), 500)
+	var n atomic.Int64
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for range publishers {
+		wg.Go(func() {
+			for time.Since(begin) < window {
+				id := uuid.NewString()
+				if err := t.Publish(bus.TopicCommands, bus.NewMessage(id, id, payload)); err != nil {
+					b.Error(err)
+					return
+				}
+				n.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	return float64(n.Load()) / time.Since(begin).Seconds()
+}
+
+// BenchmarkLogSize compares posts with the wait at 10,000 and at 1,000,000 events in the log, whose read models are built.
+func BenchmarkLogSize(b *testing.B) {
+	for b.Loop() {
+		p := startBench(b)
+		var rates [2]float64
+		for i, size := range []int64{10_000, 1_000_000} {
+			fill(b, p.log, size)
+			ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
+			if err := p.read.Wait(ctx, p.log.Head()); err != nil {
+				b.Fatal(err)
+			}
+			cancel()
+			if _, err := p.pool.Exec(b.Context(), `checkpoint`); err != nil {
+				b.Fatal(err)
+			}
+			p.load(b, 64, time.Second, "", http.StatusCreated)
+			var r []float64
+			for range 3 {
+				r = append(r, p.load(b, 64, 2*time.Second, "", http.StatusCreated).rate)
+			}
+			rates[i] = middle(r)
+		}
+		b.ReportMetric(rates[0], "at-10k/s")
+		b.ReportMetric(rates[1], "at-1M/s")
+		b.ReportMetric(rates[1]/rates[0], "1M/10k")
+	}
+}
+
+// fill appends histories of builds until the log holds size events.
+func fill(b *testing.B, log *eventlog.Log, size int64) {
+	b.Helper()
+	now := time.Now().UTC()
+	for log.Head() < size {
+		var entries []eventlog.Entry
+		for range 200 {
+			id := events.BuildID{Name: fmt.Sprintf("fill-%d", serial.Add(1)), Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64"}
+			file := events.File{Filename: id.Name + "-1.0.tar.gz", URL: "https://files.example/" + id.Name, SHA256: fmt.Sprintf("%064x", 7)}
+			entries = append(entries, eventlog.Entry{
+				Outcome: eventlog.Outcome{Command: uuid.Must(uuid.NewV7()), Name: "fill", Stream: id.Stream(), Actor: "bench", Status: eventlog.Applied},
+				Events: []events.Event{
+					events.BuildQueued{Sdist: &file}, events.BuildLeased{Attempt: 1, Worker: "w", ExpiresAt: now}, events.BuildStarted{Attempt: 1},
+					events.BuildSucceeded{Attempt: 1, Worker: "w", Wheel: file, StartedAt: now, DurationMS: 1000, LogLines: 10},
+				},
+			})
+		}
+		if _, err := log.Append(b.Context(), entries...); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
