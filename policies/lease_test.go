@@ -98,12 +98,15 @@ func TestBeat(t *testing.T) {
 	if got := w.held(l, "w", Job{id("b").Stream(), 1}, a); !slices.Equal(got, []Held{Lost, Continue}) {
 		t.Errorf("%v", got)
 	}
+	if got := w.held(l, "w", Job{a.Stream, 2}, a, Job{a.Stream, 3}); !slices.Equal(got, []Held{Lost, Continue, Lost}) {
+		t.Errorf("three attempts of one build: %v", got)
+	}
 	if d, _ := w.left(a.Stream); d < LeaseTime-5*time.Second || d > LeaseTime {
 		t.Errorf("the heartbeat extended the lease to %v, want %v", d, LeaseTime)
 	}
 	var jobs int
 	var ago time.Duration
-	if err := w.pool.QueryRow(t.Context(), `select jobs, now() - seen_at from workers_seen where worker = 'w'`).Scan(&jobs, &ago); err != nil || jobs != 2 || ago > time.Minute {
+	if err := w.pool.QueryRow(t.Context(), `select jobs, now() - seen_at from workers_seen where worker = 'w'`).Scan(&jobs, &ago); err != nil || jobs != 3 || ago > time.Minute {
 		t.Errorf("%d jobs, seen %v ago, %v", jobs, ago, err)
 	}
 }

@@ -207,7 +207,7 @@ func TestPlannedWhileAnotherIsCancelled(t *testing.T) {
 		w.handle(m)
 	}
 	w.take()
-	w.loop = true
+	w.closeLoop()
 	w.succeed("a")
 	w.wants("finish")
 	if end := w.finished(two); end.State != "built" || manifest(end.Manifest) != "a built" {

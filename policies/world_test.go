@@ -141,6 +141,13 @@ func (w *world) send(ctx context.Context, messages []Message) error {
 	return fail
 }
 
+// closeLoop has what policies send handled from now on.
+func (w *world) closeLoop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.loop = true
+}
+
 func (w *world) failing(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -259,3 +259,18 @@ func TestManifestHasEachBuildOnce(t *testing.T) {
 	r, _ := top[manifestTables](m, "manifest").manifests.Get(runA)
 	same(t, ManifestRow{Run: runA, State: Built, Finished: 2, Entries: []events.ManifestEntry{entry(flask, Reused), entry(jinja, Built)}}, r)
 }
+
+// A fold that misses a row is thrown away: what it changed on the way must not have changed what was there before.
+func TestAFoldThatIsThrownAwayLeavesNoTrace(t *testing.T) {
+	m := newMemory()
+	m.apply(t, ofRun(runA, events.RunSubmitted{}, events.RunPlanned{Plan: runA, Nodes: []events.Node{node(jinja, "build")}})...)
+	m.apply(t, build(jinja, events.BuildQueued{Run: runA}, events.BuildLeased{Attempt: 1})...)
+	m.versions[flask.Stream()] = 7 // not its first event, so that its rows are looked for
+	m.batch(t, append(build(jinja, events.BuildStarted{Attempt: 1}), build(flask, events.BuildQueued{})...)...)
+	r, _ := top[runTables](m, "runs").runs.Get(runA)
+	same(t, map[string]int{Planned: 0, Queued: 0, Leased: 0, Building: 1}, r.Counts)
+	s, _ := top[queueTables](m, "queue").state.Get(1)
+	same(t, []QueueTag{{"cp311", "linux_s390x", 1, 1}}, s.Tags)
+	sum, _ := top[summaryTables](m, "summary").totals.Get(1)
+	same(t, map[string]int{Queued: 1, Leased: 0, Building: 1}, sum.Counts)
+}

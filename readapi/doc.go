@@ -1,5 +1,4 @@
 // Package readapi serves HTTP reads: queries over read tables, on connections that cannot write.
 //
-// NOTE TO HELPER E: readapi/ and index/ are being written by others (readapi by helper G, index by the maintainer, done). Leave both alone;
-// spend your time on projections/ (tests, benchmark, speed) and report.
+// Lists are read by keyset: a cursor is the sort key of a page's last item, so that a page costs the same wherever it is.
 package readapi

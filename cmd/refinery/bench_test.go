@@ -213,7 +213,9 @@ func fill(b *testing.B, log *eventlog.Log, size int64) {
 			entries = append(entries, eventlog.Entry{
 				Outcome: eventlog.Outcome{Command: uuid.Must(uuid.NewV7()), Name: "fill", Stream: id.Stream(), Actor: "bench", Status: eventlog.Applied},
 				Events: []events.Event{
-					events.BuildQueued{Sdist: &file}, events.BuildLeased{Attempt: 1, Worker: "w", ExpiresAt: now}, events.BuildStarted{Attempt: 1},
+					events.BuildQueued{Sdist: &file},
+					events.BuildLeased{Attempt: 1, Worker: "w", ExpiresAt: now},
+					events.BuildStarted{Attempt: 1},
 					events.BuildSucceeded{Attempt: 1, Worker: "w", Wheel: file, StartedAt: now, DurationMS: 1000, LogLines: 10},
 				},
 			})

@@ -110,8 +110,10 @@ func get(url string) (int, []byte, error) {
 func TestMainJob(t *testing.T) {
 	p := newProgram(t)
 	out := p.up(0)
-	for _, line := range []string{"API    http://" + p.api, "Page   http://" + p.ui, "Index  http://" + p.api + "/simple/", "Data   " + p.dir, "Log    " + p.dir,
-		"wheels are there: 2 built", "pip install"} {
+	for _, line := range []string{
+		"API    http://" + p.api, "Page   http://" + p.ui, "Index  http://" + p.api + "/simple/", "Data   " + p.dir, "Log    " + p.dir,
+		"wheels are there: 2 built", "pip install",
+	} {
 		if !strings.Contains(out, line) {
 			t.Errorf("the output lacks %q:\n%s", line, out)
 		}

@@ -27,7 +27,7 @@ var rooms = map[string][]string{
 	"policies":    {"events", "eventlog", "commands", "bus"},
 	"api":         {},
 	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
-	"readapi":     {"events", "eventlog", "projections", "api"}, // eventlog for the type of outcomes
+	"readapi":     {"events", "eventlog", "projections", "api"},                                              // eventlog for the type of outcomes
 	"index":       {"api", "events", "projections", "internal/wheelstore"},
 	"worker":      {"api", "bus"},
 	"ui":          {},
