@@ -232,6 +232,38 @@ func TestBuildCancelledByHand(t *testing.T) {
 	}
 }
 
+// How a wheel ended for a run stays: what depends on it was given up, and somebody's later success does not change that.
+func TestEndedStaysEnded(t *testing.T) {
+	w := newWorld(t)
+	w.loop = true
+	w.follow(Runs(w.pool, w.send))
+	run := w.plan(needs("b>a"), build("a"), build("b"), build("c"))
+	w.settle(runs)
+	w.failed("a")
+	w.settle(runs)
+	w.queue("a")
+	w.succeed("a")
+	w.settle(runs)
+	w.succeed("c")
+	w.settle(runs)
+	if end := w.finished(run); end.State != "failed" || manifest(end.Manifest) != "a failed, b skipped, c built" {
+		t.Errorf("%+v", end)
+	}
+}
+
+// A run that is done with a wheel does not keep another from cancelling its build.
+func TestCancelWhatAnotherIsDoneWith(t *testing.T) {
+	w := newWorld(t)
+	w.loop = true
+	w.follow(Runs(w.pool, w.send))
+	w.plan(nil, reuse("a"), build("b")) // goes on
+	two := w.plan(nil, build("a"))
+	w.settle(runs)
+	w.take()
+	w.do(commands.CancelRun{Run: two})
+	w.wants("cancel a, finish")
+}
+
 // A lost worker is no failure: the run waits on.
 func TestRunSurvivesLostWorker(t *testing.T) {
 	w := newWorld(t)

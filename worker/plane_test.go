@@ -1,9 +1,7 @@
 package worker
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -326,77 +324,6 @@ func (p *plane) push(job api.Job) {
 	p.queue = append(p.queue, job)
 	p.mu.Unlock()
 	p.wake <- struct{}{}
-}
-
-// publish makes an sdist and puts it into the upstream index.
-func (p *plane) publish(name, version string, files map[string]string) (sha string) {
-	folder := strings.ReplaceAll(name, "-", "_") + "-" + version
-	var out bytes.Buffer
-	zip := gzip.NewWriter(&out)
-	archive := tar.NewWriter(zip)
-	files["PKG-INFO"] = fmt.Sprintf("Metadata-Version: 2.2\nName: %s\nVersion: %s\n", name, version)
-	for _, file := range slices.Sorted(maps.Keys(files)) {
-		header := &tar.Header{Name: folder + "/" + file, Mode: 0o644, Size: int64(len(files[file])), ModTime: time.Unix(1e9, 0)}
-		if err := archive.WriteHeader(header); err != nil {
-			p.t.Fatal(err)
-		}
-		if _, err := io.WriteString(archive, files[file]); err != nil {
-			p.t.Fatal(err)
-		}
-	}
-	if err := archive.Close(); err != nil {
-		p.t.Fatal(err)
-	}
-	if err := zip.Close(); err != nil {
-		p.t.Fatal(err)
-	}
-	p.put0(name, folder+".tar.gz", out.Bytes())
-	sum := sha256.Sum256(out.Bytes())
-	return hex.EncodeToString(sum[:])
-}
-
-func (p *plane) put0(project, filename string, data []byte) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.sdists[project] == nil {
-		p.sdists[project] = map[string][]byte{}
-	}
-	p.sdists[project][filename] = data
-}
-
-// backend is a build backend that needs nothing. The body is what build_wheel does; wheel() makes a wheel.
-func backend(name, version, body string, requires ...string) map[string]string {
-	quoted := make([]string, len(requires))
-	for i, r := range requires {
-		quoted[i] = strconv.Quote(r)
-	}
-	return map[string]string{
-		"pyproject.toml": "[build-system]\nrequires = [" + strings.Join(quoted, ", ") + "]\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n",
-		"backend.py": fmt.Sprintf(`
-import os, sys, time, zipfile
-
-NAME, VERSION = %q, %q
-
-def wheel(folder, name=NAME, version=VERSION, said=None):
-    stem = name.replace("-", "_") + "-" + version
-    with zipfile.ZipFile(os.path.join(folder, stem + "-py3-none-any.whl"), "w") as z:
-        info = stem + ".dist-info/"
-        z.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: %%s\nVersion: %%s\n" %% (said or name, version))
-        z.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        z.writestr(info + "RECORD", "")
-    return stem + "-py3-none-any.whl"
-
-def get_requires_for_build_wheel(config_settings=None):
-    return []
-
-def build_wheel(folder, config_settings=None, metadata_directory=None):
-%s
-`, name, version, indent(body)),
-	}
-}
-
-func indent(s string) string {
-	return "    " + strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n    ")
 }
 
 // start runs a worker on the plane until the test ends, or stop is called.
