@@ -16,7 +16,7 @@ import (
 // Follower reacts to events in order: a projection, a policy, the relay.
 type Follower struct {
 	Name string
-	// Apply handles consecutive, non-empty batches in order, of at most 5,000 events, and calls Save. The events are shared: read them
+	// Apply handles consecutive, non-empty batches in order, of at most 4,096 events, and calls Save. The events are shared: read them
 	// only. After an error Apply is called again with the events after the checkpoint.
 	Apply func(ctx context.Context, c *Checkpoint, batch []events.Recorded) error
 }
@@ -152,7 +152,7 @@ func (l *Log) follow(ctx context.Context, f Follower, c *Checkpoint) error {
 		if c.saved != c.position {
 			quiet = flushAfter
 		}
-		batch, err := l.next(ctx, c.position, quiet)
+		batch, err := l.next(ctx, c.name, c.position, quiet)
 		if err != nil {
 			if ctx.Err() != nil {
 				return c.flush(context.WithoutCancel(ctx))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -94,49 +95,101 @@ func (t *tail) after(position int64, n int) []events.Recorded {
 
 // Batches of those who are behind.
 const (
-	mostEvents = 5_000
-	mostBytes  = 8 << 20
+	leastEvents = 64    // of a page that is full
+	mostEvents  = 4_096 // a power of two times leastEvents
+	mostBytes   = 8 << 20
+	pagesKept   = 4               // which bounds the memory
+	holdMost    = 2 * time.Second // longer than any but an overloaded follower works on a page
 )
 
-// pages reads the log for those who are behind: one query and one decoding for all who are at the same place, and the next page is
-// read while this one is worked on.
+// pages reads the log for those who are behind: one query and one decoding for all, and the next page is read while this one is worked
+// on. Pages end at multiples of their size, so that who starts elsewhere falls in with the others, and who is ahead is held back rather
+// than make the others read for themselves.
 type pages struct {
-	log   *Log
-	mu    sync.Mutex
-	cache map[int64]*page // by the position that the page follows
-	order []int64
-	limit int
+	log     *Log
+	mu      sync.Mutex
+	cache   map[int64]*page // by the position that the page follows
+	order   []int64         // keys of cache, oldest first
+	limit   int             // size of the next page
+	readers map[string]reader
+	moved   chan struct{} // closed when a reader moves on
 }
 
 type page struct {
 	ready chan struct{}
 	batch []events.Recorded
+	full  bool // there may be more behind it
 	err   error
 }
 
-// pagesKept bounds the memory: this many pages of mostBytes of data.
-const pagesKept = 3
-
-func (p *pages) init(l *Log) { p.log, p.cache, p.limit = l, map[int64]*page{}, 500 }
-
-func (p *pages) get(ctx context.Context, after int64) ([]events.Recorded, error) {
-	for {
-		pg := p.start(after)
-		select {
-		case <-pg.ready:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if errors.Is(pg.err, context.Canceled) && ctx.Err() == nil {
-			continue
-		}
-		if pg.err == nil && len(pg.batch) == mostEvents {
-			p.start(pg.batch[len(pg.batch)-1].Position)
-		}
-		return pg.batch, pg.err
-	}
+// reader is a follower that reads pages: where, and since when.
+type reader struct {
+	position int64
+	since    time.Time
 }
 
+func (p *pages) init(l *Log) {
+	p.log, p.cache, p.limit = l, map[int64]*page{}, 512
+	p.readers, p.moved = map[string]reader{}, make(chan struct{})
+}
+
+// get returns the page behind a position, for the follower name. At the end of the log it may be empty.
+func (p *pages) get(ctx context.Context, name string, after int64) ([]events.Recorded, error) {
+	if err := p.hold(ctx, name, after); err != nil {
+		return nil, err
+	}
+	pg := p.start(after)
+	select {
+	case <-pg.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if pg.full {
+		p.start(pg.batch[len(pg.batch)-1].Position)
+	}
+	return pg.batch, pg.err
+}
+
+// hold notes that name has come to a position, and waits while that page would drop one that another follower works towards.
+func (p *pages) hold(ctx context.Context, name string, after int64) error {
+	p.mu.Lock()
+	if p.readers[name].position != after {
+		close(p.moved)
+		p.moved = make(chan struct{})
+	}
+	p.readers[name] = reader{after, time.Now()}
+	timeout := time.NewTimer(holdMost)
+	defer timeout.Stop()
+	for p.ahead(after) {
+		moved := p.moved
+		p.mu.Unlock()
+		select {
+		case <-moved:
+		case <-timeout.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p.mu.Lock()
+	}
+	p.mu.Unlock()
+	return nil
+}
+
+// ahead says that the page behind a position is not there and that some follower is too far behind it.
+func (p *pages) ahead(after int64) bool {
+	if _, ok := p.cache[after]; ok {
+		return false
+	}
+	for _, r := range p.readers {
+		if after-r.position > mostEvents && time.Since(r.since) < holdMost {
+			return true
+		}
+	}
+	return false
+}
+
+// start returns a page that is there or being read.
 func (p *pages) start(after int64) *page {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -150,37 +203,35 @@ func (p *pages) start(after int64) *page {
 		delete(p.cache, p.order[0])
 		p.order = p.order[1:]
 	}
-	limit := p.limit
-	p.log.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		pg.batch, pg.err = p.log.Read(ctx, after, limit)
-		bytes := 0
-		for _, r := range pg.batch {
-			bytes += r.Size
-		}
-		p.mu.Lock()
-		// Log text makes some stretches a hundred times heavier than others: aim at mostBytes a page.
-		switch {
-		case bytes > mostBytes:
-			p.limit = max(50, limit*mostBytes/bytes)
-		case bytes < mostBytes/4:
-			p.limit = min(mostEvents, limit*4)
-		}
-		if (pg.err != nil || len(pg.batch) < limit) && p.cache[after] == pg {
-			// The end of the log: the next to ask must read again.
-			delete(p.cache, after)
-			for i, a := range p.order {
-				if a == after {
-					p.order = append(p.order[:i:i], p.order[i+1:]...)
-					break
-				}
-			}
-		}
-		p.mu.Unlock()
-		close(pg.ready)
-	})
+	size := p.limit
+	p.log.wg.Go(func() { p.read(pg, after, size) })
 	return pg
+}
+
+func (p *pages) read(pg *page, after int64, size int) {
+	defer close(pg.ready)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	limit := size - int(after%int64(size))
+	pg.batch, pg.err = p.log.Read(ctx, after, limit)
+	pg.full = pg.err == nil && len(pg.batch) == limit
+	bytes := 0
+	for _, r := range pg.batch {
+		bytes += r.Size
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// Log text makes some stretches a hundred times heavier than others: aim at mostBytes a page.
+	switch {
+	case bytes > mostBytes:
+		p.limit = max(leastEvents, size/2)
+	case bytes < mostBytes/4 && pg.full:
+		p.limit = min(mostEvents, size*2)
+	}
+	if !pg.full && p.cache[after] == pg { // an error, or the end of the log: the next to ask must read again
+		delete(p.cache, after)
+		p.order = slices.DeleteFunc(p.order, func(a int64) bool { return a == after })
+	}
 }
 
 const eventColumns = `position, stream, version, command, correlation, causation, actor, recorded_at, type, data::text`
@@ -248,8 +299,8 @@ func (l *Log) Load(ctx context.Context, streams ...string) (map[string]Stream, e
 	return m, nil
 }
 
-// next waits until there are events after position and returns some; nil when quiet has passed first (0: no limit).
-func (l *Log) next(ctx context.Context, position int64, quiet time.Duration) ([]events.Recorded, error) {
+// next waits until there are events after position and returns some, for the follower name; nil when quiet has passed first (0: no limit).
+func (l *Log) next(ctx context.Context, name string, position int64, quiet time.Duration) ([]events.Recorded, error) {
 	var timeout <-chan time.Time
 	if quiet > 0 {
 		t := time.NewTimer(quiet)
@@ -262,7 +313,7 @@ func (l *Log) next(ctx context.Context, position int64, quiet time.Duration) ([]
 			return batch, nil
 		}
 		if l.Head() > position {
-			batch, err := l.pages.get(ctx, position)
+			batch, err := l.pages.get(ctx, name, position)
 			if len(batch) > 0 || err != nil {
 				return batch, err
 			}
