@@ -150,7 +150,8 @@ func (p *pages) get(ctx context.Context, name string, after int64) ([]events.Rec
 	return pg.batch, pg.err
 }
 
-// hold notes that name has come to a position, and waits while that page would drop one that another follower works towards.
+// hold notes that name has come to a position, and waits while some follower is too far behind it: the pages that it works towards would
+// be dropped.
 func (p *pages) hold(ctx context.Context, name string, after int64) error {
 	p.mu.Lock()
 	if p.readers[name].position != after {
@@ -176,11 +177,8 @@ func (p *pages) hold(ctx context.Context, name string, after int64) error {
 	return nil
 }
 
-// ahead says that the page behind a position is not there and that some follower is too far behind it.
+// ahead says that some follower is more than a page behind a position.
 func (p *pages) ahead(after int64) bool {
-	if _, ok := p.cache[after]; ok {
-		return false
-	}
 	for _, r := range p.readers {
 		if after-r.position > mostEvents && time.Since(r.since) < holdMost {
 			return true

@@ -169,165 +169,169 @@ func (s *sim) workable() (streams []string) {
 // For random plans that share builds, random results and any order of things: each run ends once; where nobody cancelled it, exactly what
 // fails has failed, exactly what depends on that is skipped and all else is there; nothing is asked for before what it needs is there.
 func TestRunsProperty(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		s := &sim{
-			T: t, policy: newPolicy(), builds: map[string]commands.Build{}, runs: map[string]commands.Run{}, known: map[uuid.UUID]bool{},
-			bus: map[string][]Message{}, built: map[string]bool{}, plans: map[uuid.UUID]events.RunPlanned{}, fails: map[string]bool{},
-		}
-		s.save()
+	for range 20 { // of 100 checks: some orders are rare
+		rapid.Check(t, checkRuns)
+	}
+}
 
-		// One world of packages; each run wants some of them, with all that those need.
-		n := rapid.IntRange(1, 7).Draw(t, "packages")
-		var nodes []events.Node
-		var edges []events.Edge
-		for i := range n {
-			node := build(string(rune('a' + i)))
-			switch rapid.IntRange(0, 7).Draw(t, "action") {
-			case 0:
-				node.Action, node.Wheel = "reuse", wheel(node.Name)
-			case 1:
-				node.Action = "skip"
-			case 2, 3:
-				s.fails[node.Name] = true
-			}
-			nodes = append(nodes, node)
-			for j := range i {
-				switch rapid.IntRange(0, 5).Draw(t, "edge") {
-				case 0, 1:
-					edges = append(edges, events.Edge{From: node.Key(), To: nodes[j].Key(), Kind: "build"})
-				case 2:
-					edges = append(edges, events.Edge{From: node.Key(), To: nodes[j].Key(), Kind: "runtime"})
-				}
+func checkRuns(t *rapid.T) {
+	s := &sim{
+		T: t, policy: newPolicy(), builds: map[string]commands.Build{}, runs: map[string]commands.Run{}, known: map[uuid.UUID]bool{},
+		bus: map[string][]Message{}, built: map[string]bool{}, plans: map[uuid.UUID]events.RunPlanned{}, fails: map[string]bool{},
+	}
+	s.save()
+
+	// One world of packages; each run wants some of them, with all that those need.
+	n := rapid.IntRange(1, 7).Draw(t, "packages")
+	var nodes []events.Node
+	var edges []events.Edge
+	for i := range n {
+		node := build(string(rune('a' + i)))
+		switch rapid.IntRange(0, 7).Draw(t, "action") {
+		case 0:
+			node.Action, node.Wheel = "reuse", wheel(node.Name)
+		case 1:
+			node.Action = "skip"
+		case 2, 3:
+			s.fails[node.Name] = true
+		}
+		nodes = append(nodes, node)
+		for j := range i {
+			switch rapid.IntRange(0, 5).Draw(t, "edge") {
+			case 0, 1:
+				edges = append(edges, events.Edge{From: node.Key(), To: nodes[j].Key(), Kind: "build"})
+			case 2:
+				edges = append(edges, events.Edge{From: node.Key(), To: nodes[j].Key(), Kind: "runtime"})
 			}
 		}
-		submit := func() {
-			run := uuid.NewSHA1(namespace, fmt.Append(nil, len(s.plans)))
-			wanted := map[string]bool{}
-			for _, node := range nodes {
-				wanted[node.Key()] = rapid.Bool().Draw(t, "wanted")
-			}
-			for i := n - 1; i >= 0; i-- {
-				for _, e := range edges {
-					if e.From == nodes[i].Key() && wanted[e.From] {
-						wanted[e.To] = true
-					}
-				}
-			}
-			plan := events.RunPlanned{Plan: run}
-			for _, node := range nodes {
-				if wanted[node.Key()] {
-					plan.Nodes = append(plan.Nodes, node)
-				}
-			}
+	}
+	submit := func() {
+		run := uuid.NewSHA1(namespace, fmt.Append(nil, len(s.plans)))
+		wanted := map[string]bool{}
+		for _, node := range nodes {
+			wanted[node.Key()] = rapid.Bool().Draw(t, "wanted")
+		}
+		for i := n - 1; i >= 0; i-- {
 			for _, e := range edges {
-				if wanted[e.From] {
-					plan.Edges = append(plan.Edges, e)
-				}
-			}
-			s.plans[run] = plan
-			s.do(commands.SubmitRun{Run: run, Requirements: "x", Strategy: "pinned", Build: "all"})
-			s.do(commands.LeasePlan{Run: run, Worker: "w", ExpiresAt: noon})
-			if !s.do(commands.RecordPlan{
-				Run: run, Attempt: 1, Plan: plan.Plan, Worker: "w", PythonTag: "cp311", PlatformTag: "any", Nodes: plan.Nodes, Edges: plan.Edges,
-			}) {
-				t.Fatal("the plan was refused")
-			}
-		}
-		cancelled := map[uuid.UUID]bool{}
-		for range rapid.IntRange(1, 3).Draw(t, "runs") {
-			submit()
-			for range rapid.IntRange(0, 60).Draw(t, "steps") {
-				switch rapid.IntRange(0, 11).Draw(t, "step") {
-				case 0:
-					s.save()
-				case 1:
-					s.crash()
-				case 2:
-					ids := slices.SortedFunc(maps.Keys(s.plans), func(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) })
-					run := rapid.SampledFrom(ids).Draw(t, "cancel")
-					cancelled[run] = cancelled[run] || s.do(commands.CancelRun{Run: run})
-				case 3, 4, 5:
-					if s.seen < len(s.log) {
-						s.read()
-					}
-				case 6, 7, 8:
-					if len(s.bus) > 0 {
-						s.deliver(rapid.SampledFrom(slices.Sorted(maps.Keys(s.bus))).Draw(t, "stream"))
-					}
-				default:
-					if streams := s.workable(); len(streams) > 0 {
-						s.work(rapid.SampledFrom(streams).Draw(t, "build"))
-					}
+				if e.From == nodes[i].Key() && wanted[e.From] {
+					wanted[e.To] = true
 				}
 			}
 		}
-		// Now everything goes on until nothing is left to do.
-		for steps := 0; ; steps++ {
-			if steps > 20_000 {
-				t.Fatal("it does not end")
-			}
-			if s.seen < len(s.log) {
-				s.read()
-			} else if len(s.bus) > 0 {
-				s.deliver(slices.Sorted(maps.Keys(s.bus))[0])
-			} else if streams := s.workable(); len(streams) > 0 {
-				s.work(streams[0])
-			} else {
-				break
+		plan := events.RunPlanned{Plan: run}
+		for _, node := range nodes {
+			if wanted[node.Key()] {
+				plan.Nodes = append(plan.Nodes, node)
 			}
 		}
+		for _, e := range edges {
+			if wanted[e.From] {
+				plan.Edges = append(plan.Edges, e)
+			}
+		}
+		s.plans[run] = plan
+		s.do(commands.SubmitRun{Run: run, Requirements: "x", Strategy: "pinned", Build: "all"})
+		s.do(commands.LeasePlan{Run: run, Worker: "w", ExpiresAt: noon})
+		if !s.do(commands.RecordPlan{
+			Run: run, Attempt: 1, Plan: plan.Plan, Worker: "w", PythonTag: "cp311", PlatformTag: "any", Nodes: plan.Nodes, Edges: plan.Edges,
+		}) {
+			t.Fatal("the plan was refused")
+		}
+	}
+	cancelled := map[uuid.UUID]bool{}
+	for range rapid.IntRange(1, 3).Draw(t, "runs") {
+		submit()
+		for range rapid.IntRange(0, 60).Draw(t, "steps") {
+			switch rapid.IntRange(0, 11).Draw(t, "step") {
+			case 0:
+				s.save()
+			case 1:
+				s.crash()
+			case 2:
+				ids := slices.SortedFunc(maps.Keys(s.plans), func(a, b uuid.UUID) int { return slices.Compare(a[:], b[:]) })
+				run := rapid.SampledFrom(ids).Draw(t, "cancel")
+				cancelled[run] = cancelled[run] || s.do(commands.CancelRun{Run: run})
+			case 3, 4, 5:
+				if s.seen < len(s.log) {
+					s.read()
+				}
+			case 6, 7, 8:
+				if len(s.bus) > 0 {
+					s.deliver(rapid.SampledFrom(slices.Sorted(maps.Keys(s.bus))).Draw(t, "stream"))
+				}
+			default:
+				if streams := s.workable(); len(streams) > 0 {
+					s.work(rapid.SampledFrom(streams).Draw(t, "build"))
+				}
+			}
+		}
+	}
+	// Now everything goes on until nothing is left to do.
+	for steps := 0; ; steps++ {
+		if steps > 20_000 {
+			t.Fatal("it does not end")
+		}
+		if s.seen < len(s.log) {
+			s.read()
+		} else if len(s.bus) > 0 {
+			s.deliver(slices.Sorted(maps.Keys(s.bus))[0])
+		} else if streams := s.workable(); len(streams) > 0 {
+			s.work(streams[0])
+		} else {
+			break
+		}
+	}
 
-		finished := map[string][]events.RunFinished{}
-		for _, m := range s.log {
-			if e, ok := m.Event.(events.RunFinished); ok {
-				finished[m.Stream] = append(finished[m.Stream], e)
-			}
+	finished := map[string][]events.RunFinished{}
+	for _, m := range s.log {
+		if e, ok := m.Event.(events.RunFinished); ok {
+			finished[m.Stream] = append(finished[m.Stream], e)
 		}
-		if len(s.policy.open)+len(s.policy.wanted) > 0 {
-			t.Errorf("%d runs are open, %d builds wanted", len(s.policy.open), len(s.policy.wanted))
+	}
+	if len(s.policy.open)+len(s.policy.wanted) > 0 {
+		t.Errorf("%d runs are open, %d builds wanted", len(s.policy.open), len(s.policy.wanted))
+	}
+	for stream, b := range s.builds {
+		if b.Status == "planned" {
+			t.Errorf("%s is %s for ever", stream, b.Status)
 		}
-		for stream, b := range s.builds {
-			if b.Status == "planned" {
-				t.Errorf("%s is %s for ever", stream, b.Status)
-			}
+	}
+	for run, plan := range s.plans {
+		got := finished[events.RunStream(run)]
+		if len(got) != 1 {
+			t.Fatalf("the run ended %d times", len(got))
 		}
-		for run, plan := range s.plans {
-			got := finished[events.RunStream(run)]
-			if len(got) != 1 {
-				t.Fatalf("the run ended %d times", len(got))
-			}
-			if cancelled[run] {
+		if cancelled[run] {
+			continue
+		}
+		want, state := map[string]string{}, "built"
+		needs := commands.Needs(plan.Nodes, plan.Edges)
+		for _, node := range plan.Nodes { // those that others need come first
+			switch {
+			case node.Action == "skip":
 				continue
-			}
-			want, state := map[string]string{}, "built"
-			needs := commands.Needs(plan.Nodes, plan.Edges)
-			for _, node := range plan.Nodes { // those that others need come first
-				switch {
-				case node.Action == "skip":
-					continue
-				case node.Action == "reuse":
-					want[node.Key()] = "there"
-				case slices.ContainsFunc(needs[node.Key()], func(d string) bool { return want[d] != "there" }):
-					want[node.Key()], state = "skipped", "failed"
-				case s.fails[node.Name]:
-					want[node.Key()], state = "failed", "failed"
-				default:
-					want[node.Key()] = "there"
-				}
-			}
-			have := map[string]string{}
-			for _, e := range got[0].Manifest {
-				have[e.Name+"/"+e.Version] = e.Status
-				if e.Status == "built" || e.Status == "reused" {
-					have[e.Name+"/"+e.Version] = "there"
-					if e.SHA256 != wheel(e.Name).SHA256 {
-						t.Errorf("%s has the wheel %s", e.Name, e.SHA256)
-					}
-				}
-			}
-			if fmt.Sprint(have) != fmt.Sprint(want) || got[0].State != state {
-				t.Fatalf("the run is %s with %v, want %s with %v", got[0].State, have, state, want)
+			case node.Action == "reuse":
+				want[node.Key()] = "there"
+			case slices.ContainsFunc(needs[node.Key()], func(d string) bool { return want[d] != "there" }):
+				want[node.Key()], state = "skipped", "failed"
+			case s.fails[node.Name]:
+				want[node.Key()], state = "failed", "failed"
+			default:
+				want[node.Key()] = "there"
 			}
 		}
-	})
+		have := map[string]string{}
+		for _, e := range got[0].Manifest {
+			have[e.Name+"/"+e.Version] = e.Status
+			if e.Status == "built" || e.Status == "reused" {
+				have[e.Name+"/"+e.Version] = "there"
+				if e.SHA256 != wheel(e.Name).SHA256 {
+					t.Errorf("%s has the wheel %s", e.Name, e.SHA256)
+				}
+			}
+		}
+		if fmt.Sprint(have) != fmt.Sprint(want) || got[0].State != state {
+			t.Fatalf("the run is %s with %v, want %s with %v", got[0].State, have, state, want)
+		}
+	}
 }

@@ -215,6 +215,37 @@ func TestPlannedWhileAnotherIsCancelled(t *testing.T) {
 	}
 }
 
+// An attempt that began for another run fails before this run has asked: the failure is not this run's, which asks when it can. Otherwise
+// its plan, which comes late, would leave the build planned for ever.
+func TestFailureBeforeItAsked(t *testing.T) {
+	w := newWorld(t)
+	w.follow(Runs(w.pool, w.send))
+	one := w.plan(nil, build("a"))
+	w.settle(runs)
+	w.handle(w.messages()[0])
+	attempt := w.lease("a")
+	w.take()
+	two := w.plan(needs("a>b"), build("a"), build("b"))
+	w.settle(runs)
+	late := w.messages()
+	w.wants("enqueue b, plan a")
+	w.do(commands.FailBuild{Build: id("a"), Attempt: attempt, Worker: "w", Class: events.ClassOther, Reason: "x"})
+	w.settle(runs)
+	late = append(late, w.messages()...)
+	w.wants("finish")
+	for _, m := range late { // the bus is slow, and keeps the order
+		w.handle(m)
+	}
+	w.closeLoop()
+	w.succeed("b")
+	w.wants("enqueue a")
+	w.succeed("a")
+	w.wants("finish")
+	if state := w.finished(one).State + " " + w.finished(two).State; state != "failed built" {
+		t.Error(state)
+	}
+}
+
 // A build that somebody cancels is a wheel that the run does not get.
 func TestBuildCancelledByHand(t *testing.T) {
 	w := newWorld(t)
