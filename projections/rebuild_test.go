@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"testing"
@@ -108,6 +109,7 @@ func seed(tb testing.TB, pool *pgxpool.Pool, n int) int {
 
 // BenchmarkRebuild measures how fast all read models but log text are built from the start of the log. The limit is 40,000 events/s.
 func BenchmarkRebuild(b *testing.B) {
+	debug.SetGCPercent(400) // as cmd/refinery does
 	pool := pgtest.New(b)
 	n := seed(b, pool, 200_000)
 	log := openLog(b, pool)
