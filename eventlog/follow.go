@@ -85,6 +85,8 @@ const (
 	standby    = 500 * time.Millisecond // between two looks at a lease that another process holds
 	flushAfter = 50 * time.Millisecond  // of quiet
 	flushEvery = time.Second            // when it is never quiet
+	paceFor    = 10 * time.Millisecond
+	paceBelow  = 250                    // events in a batch
 	backOff    = 100 * time.Millisecond // after an error, doubling
 	backOffMax = 5 * time.Second
 )
@@ -163,6 +165,9 @@ func (l *Log) follow(ctx context.Context, f Follower, c *Checkpoint) error {
 			if err := f.Apply(ctx, c, batch); err != nil {
 				return err
 			}
+			if len(batch) < paceBelow {
+				l.progress.pace(ctx, c.position)
+			}
 		}
 		if len(batch) == 0 || time.Since(flushed) > flushEvery {
 			if err := c.flush(ctx); err != nil {
@@ -197,14 +202,46 @@ func (l *Log) Forget(ctx context.Context, name string) error {
 	return err
 }
 
-// progress knows how far the followers of this process are.
+// progress knows how far the followers of this process are, and up to where somebody waits for them.
 type progress struct {
-	mu   sync.Mutex
-	at   map[string]int64
-	wake chan struct{}
+	mu     sync.Mutex
+	at     map[string]int64
+	wake   chan struct{} // closed when a follower moves
+	wanted int64
+	wish   chan struct{} // closed when wanted moves
 }
 
-func (p *progress) init() { p.at, p.wake = map[string]int64{}, make(chan struct{}) }
+func (p *progress) init() {
+	p.at, p.wake, p.wish = map[string]int64{}, make(chan struct{}), make(chan struct{})
+}
+
+// want says that somebody waits for position.
+func (p *progress) want(position int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if position > p.wanted {
+		p.wanted = position
+		close(p.wish)
+		p.wish = make(chan struct{})
+	}
+}
+
+// pace lets a few events gather behind position while nobody waits for them: a transaction costs much more than an event.
+func (p *progress) pace(ctx context.Context, position int64) {
+	p.mu.Lock()
+	wanted, wish := p.wanted, p.wish
+	p.mu.Unlock()
+	if wanted > position {
+		return
+	}
+	t := time.NewTimer(paceFor)
+	defer t.Stop()
+	select {
+	case <-wish:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
 
 func (p *progress) set(name string, position int64) {
 	p.mu.Lock()
@@ -265,6 +302,7 @@ const checkpointPoll = 20 * time.Millisecond
 
 // WaitFor returns when each named follower, whichever process runs it, has covered position, or with ctx's error.
 func (l *Log) WaitFor(ctx context.Context, position int64, names ...string) error {
+	l.progress.want(min(position, l.Head()))
 	for {
 		here, elsewhere, moved := l.progress.behind(position, names)
 		if len(elsewhere) > 0 {

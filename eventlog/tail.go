@@ -161,7 +161,7 @@ func (p *pages) hold(ctx context.Context, name string, after int64) error {
 	p.readers[name] = reader{after, time.Now()}
 	timeout := time.NewTimer(holdMost)
 	defer timeout.Stop()
-	for p.ahead(after) {
+	for p.ahead(name, after) {
 		moved := p.moved
 		p.mu.Unlock()
 		select {
@@ -177,10 +177,21 @@ func (p *pages) hold(ctx context.Context, name string, after int64) error {
 	return nil
 }
 
+// leave says that name is not behind any more, so that nobody waits for it.
+func (p *pages) leave(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.readers[name]; ok {
+		delete(p.readers, name)
+		close(p.moved)
+		p.moved = make(chan struct{})
+	}
+}
+
 // ahead says that some follower is more than a page behind a position.
-func (p *pages) ahead(after int64) bool {
-	for _, r := range p.readers {
-		if after-r.position > mostEvents && time.Since(r.since) < holdMost {
+func (p *pages) ahead(name string, after int64) bool {
+	for other, r := range p.readers {
+		if other != name && after-r.position > mostEvents && time.Since(r.since) < holdMost {
 			return true
 		}
 	}
@@ -308,6 +319,7 @@ func (l *Log) next(ctx context.Context, name string, position int64, quiet time.
 	for {
 		changed := l.tail.changed()
 		if batch := l.tail.after(position, mostEvents); len(batch) > 0 {
+			l.pages.leave(name)
 			return batch, nil
 		}
 		if l.Head() > position {
