@@ -78,7 +78,7 @@ func (t *summaryTables) build(m events.Recorded) {
 		counted.Counts[now]++
 		t.builds.Put(SummaryBuild{m.Stream, now})
 	}
-	switch e := e.(type) {
+	switch e := m.Event.(type) {
 	case events.BuildReused:
 		if e.Own {
 			counted.HitsOwn++
