@@ -155,8 +155,8 @@ func (b *box) environment(more map[string]string) []string {
 // sourceDateEpoch is the first moment that a zip file can hold (reproducible-builds.org).
 const sourceDateEpoch = "315532800"
 
-// run starts the command and returns when nothing of it is left. It ends early with ctx.
-func (b *box) run(ctx context.Context, c command) (report, error) {
+// order is what the supervisor of c is told.
+func (b *box) order(c command) order {
 	o := order{
 		Env: b.environment(c.env), Dir: b.folder, UID: b.who.uid, GID: b.who.gid, Exclusive: b.who.lock != nil, Folder: b.folder,
 		Timeout: c.timeout, Memory: b.worker.Memory, Disk: b.worker.Disk, Processes: b.worker.Processes,
@@ -167,6 +167,11 @@ func (b *box) run(ctx context.Context, c command) (report, error) {
 	for _, arg := range c.argv {
 		o.Argv = append(o.Argv, strings.ReplaceAll(arg, "{box}", b.folder))
 	}
+	return o
+}
+
+// run starts the command and returns when nothing of it is left. It ends early with ctx.
+func (b *box) run(ctx context.Context, c command) (report, error) {
 	orderR, orderW, err := os.Pipe()
 	if err != nil {
 		return report{}, fmt.Errorf("start a supervisor: %w", err)
@@ -197,7 +202,7 @@ func (b *box) run(ctx context.Context, c command) (report, error) {
 	stop := context.AfterFunc(ctx, func() { orderW.Close() })
 	defer stop()
 	var r report
-	if err = json.NewEncoder(orderW).Encode(o); err == nil {
+	if err = json.NewEncoder(orderW).Encode(b.order(c)); err == nil {
 		err = json.NewDecoder(io.LimitReader(reportR, 1<<20)).Decode(&r)
 	}
 	waited := cmd.Wait()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -122,7 +123,8 @@ func (s *supervisor) run(lifeline *os.File) (report, error) {
 		return report{}, fmt.Errorf("start a launcher: %w", err)
 	}
 	go func() {
-		_, _ = lifeline.Read(make([]byte, 1)) // nothing is ever written: it ends when the worker closes it or dies
+		// It ends when the worker closes it or dies. Behind the order there may still be its line end to read.
+		_, _ = io.Copy(io.Discard, lifeline)
 		s.stop(verdictStopped)
 	}()
 	time.AfterFunc(s.Timeout, func() { s.stop(verdictTimeout) })
