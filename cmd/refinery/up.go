@@ -65,6 +65,9 @@ func bounded(stop func() error) error {
 // work runs the worker and follows the run.
 func (u *upCmd) work(ctx context.Context, t *terminal, p *plane, w *worker.Worker) error {
 	if err := w.Prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err() // what was cut short says nothing
+		}
 		return err
 	}
 	p.announce(t)
