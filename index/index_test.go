@@ -150,6 +150,10 @@ func TestPip(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "python3", "-m", "venv", venv).CombinedOutput(); err != nil {
 		pgtest.Missing(t, "Python 3.9 or newer with venv", "install python3 and python3-venv: "+string(out))
 	}
+	// Python's own pip may be too old for metadata files (PEP 658).
+	if out, err := exec.CommandContext(t.Context(), filepath.Join(venv, "bin", "pip"), "install", "-q", "pip==25.0.1").CombinedOutput(); err != nil {
+		pgtest.Missing(t, "pip 25", "pip must reach its index: "+string(out))
+	}
 	pip := exec.CommandContext(t.Context(), filepath.Join(venv, "bin", "pip"), "--isolated", "install", "-v", "--no-cache-dir",
 		"--index-url", s.URL+"/simple/", "Demo.Pkg<2")
 	pip.Env = append(pip.Environ(), "PIP_FIND_LINKS=")
