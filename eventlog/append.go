@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,6 +75,8 @@ func (l *Log) writer(ctx context.Context) {
 			l.drain()
 			return
 		}
+		// Those who waited for the batch before have just been woken: let them bring what they have next, rather than begin with the first.
+		runtime.Gosched()
 		for n := len(batch[0].entries); n < mostEntries; {
 			select {
 			case r := <-l.queue:
