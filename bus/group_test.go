@@ -323,3 +323,18 @@ func TestAcksBeforeCloseCount(t *testing.T) {
 		}
 	}
 }
+
+func TestNoticesThatNobodyHearsDoNotGrow(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, dir, func(tn *tuning) { tn.segmentSize = 1 << 10 })
+	for i := range 100 {
+		publish(t, b, TopicBuildRequested, keyed("k", fmt.Sprint(i)))
+		publish(t, b, TopicCommands, keyed("k", fmt.Sprint(i)))
+	}
+	if n := len(segmentsOf(t, dir, TopicBuildRequested)); n > unheardSegments+1 {
+		t.Errorf("%d segments of build-requested are left", n)
+	}
+	if n := len(segmentsOf(t, dir, TopicCommands)); n < 10 {
+		t.Errorf("%d segments of commands are left, though their group may still come", n)
+	}
+}

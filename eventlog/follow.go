@@ -196,12 +196,6 @@ func (l *Log) renewer(ctx context.Context) {
 	}
 }
 
-// Forget removes a follower and its checkpoint: a projection's old generation, say. It must not be running.
-func (l *Log) Forget(ctx context.Context, name string) error {
-	_, err := l.pool.Exec(ctx, `delete from followers where name = $1`, name)
-	return err
-}
-
 // progress knows how far the followers of this process are, and up to where somebody waits for them.
 type progress struct {
 	mu     sync.Mutex

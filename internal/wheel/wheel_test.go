@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
 
 type file struct{ name, text string }
@@ -67,6 +68,8 @@ func TestRead(t *testing.T) {
 	}
 }
 
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
 // The wheel of pip that comes with every Python.
 func TestReadRealWheel(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "python3", "-c", "import ensurepip,os;print(os.path.dirname(ensurepip.__file__))").Output()
@@ -78,10 +81,7 @@ func TestReadRealWheel(t *testing.T) {
 		}
 	}
 	if len(found) == 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("no Python with ensurepip: install python3-venv")
-		}
-		t.Skip("no Python with ensurepip: install python3-venv")
+		pgtest.Missing(t, "a Python with ensurepip", "install python3-venv")
 	}
 	for _, path := range found {
 		data, err := os.ReadFile(path)
