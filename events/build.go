@@ -68,7 +68,7 @@ type File struct {
 
 // Recipe says what a build needs beside its requirements. Package names are checked against their distribution's grammar.
 type Recipe struct {
-	Kind  string   `json:"kind"` // apt, dnf, pip, env
+	Kind  string   `json:"kind"` // apt, dnf, pip, env; constraint: of the build requirements; version: no fix, but these versions build
 	Items []string `json:"items"`
 }
 

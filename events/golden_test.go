@@ -91,6 +91,8 @@ func fill(v reflect.Value, name string) {
 		v.SetString(name + ": <ä> & \"b\"\n\x1b[0m\u2028")
 	case reflect.Int, reflect.Int64:
 		v.SetInt(1<<40 + int64(len(name)))
+	case reflect.Float64:
+		v.SetFloat(0.5)
 	case reflect.Bool:
 		v.SetBool(true)
 	case reflect.Pointer:
