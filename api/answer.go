@@ -68,6 +68,7 @@ func (a Answer) VisitGetSummaryResponse(w http.ResponseWriter) error     { retur
 func (a Answer) VisitHeartbeatResponse(w http.ResponseWriter) error      { return a.write(w) }
 func (a Answer) VisitLeaseResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a Answer) VisitListArtifactsResponse(w http.ResponseWriter) error  { return a.write(w) }
+func (a Answer) VisitListAuditResponse(w http.ResponseWriter) error      { return a.write(w) }
 func (a Answer) VisitListBuildsResponse(w http.ResponseWriter) error     { return a.write(w) }
 func (a Answer) VisitListHistoryResponse(w http.ResponseWriter) error    { return a.write(w) }
 func (a Answer) VisitListQueueResponse(w http.ResponseWriter) error      { return a.write(w) }
@@ -79,4 +80,5 @@ func (a Answer) VisitRecordManifestResponse(w http.ResponseWriter) error { retur
 func (a Answer) VisitRecordPlanResponse(w http.ResponseWriter) error     { return a.write(w) }
 func (a Answer) VisitRecordResultResponse(w http.ResponseWriter) error   { return a.write(w) }
 func (a Answer) VisitResumeQueueResponse(w http.ResponseWriter) error    { return a.write(w) }
+func (a Answer) VisitSearchLogsResponse(w http.ResponseWriter) error     { return a.write(w) }
 func (a Answer) VisitSubmitRunResponse(w http.ResponseWriter) error      { return a.write(w) }

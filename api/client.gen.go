@@ -105,6 +105,15 @@ type ClientInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBody(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListAudit The event log itself.
+	//
+	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+	// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+	// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+	//
+	// Corresponds with GET /audit (the `ListAudit` operationId).
+	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListBuilds Each wheel's build, the last changed first.
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -139,6 +148,17 @@ type ClientInterface interface {
 	// Corresponds with GET /config (the `GetConfig` operationId).
 	GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FollowEvents Everything that happens, as server-sent events.
+	//
+	// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+	// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+	// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+	// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+	// request with the last id goes on where it was.
+	//
+	// Corresponds with GET /events (the `FollowEvents` operationId).
+	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealth The process is alive.
 	//
 	// Corresponds with GET /health (the `GetHealth` operationId).
@@ -149,7 +169,22 @@ type ClientInterface interface {
 	// Corresponds with GET /history (the `ListHistory` operationId).
 	ListHistory(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// SearchLogs Lines of all logs that hold a text, newest first.
+	//
+	// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+	// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+	// over 2,000 bytes are cut around the text.
+	//
+	// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+	SearchLogs(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetLog A build's log.
+	//
+	// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+	// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+	// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+	// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+	// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 	//
 	// Corresponds with GET /logs/{name}/{version} (the `GetLog` operationId).
 	GetLog(ctx context.Context, name NamePath, version VersionPath, params *GetLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -157,7 +192,7 @@ type ClientInterface interface {
 	// AppendLogWithBody One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -167,7 +202,7 @@ type ClientInterface interface {
 	// AppendLog One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -416,6 +451,25 @@ func (c *Client) PutArtifactWithBody(ctx context.Context, filename Filename, par
 	return c.Client.Do(req)
 }
 
+// ListAudit The event log itself.
+//
+// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+//
+// Corresponds with GET /audit (the `ListAudit` operationId).
+func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListBuilds Each wheel's build, the last changed first.
 //
 // Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -510,6 +564,27 @@ func (c *Client) GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+// FollowEvents Everything that happens, as server-sent events.
+//
+// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+// request with the last id goes on where it was.
+//
+// Corresponds with GET /events (the `FollowEvents` operationId).
+func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowEventsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetHealth The process is alive.
 //
 // Corresponds with GET /health (the `GetHealth` operationId).
@@ -540,7 +615,32 @@ func (c *Client) ListHistory(ctx context.Context, params *ListHistoryParams, req
 	return c.Client.Do(req)
 }
 
+// SearchLogs Lines of all logs that hold a text, newest first.
+//
+// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+// over 2,000 bytes are cut around the text.
+//
+// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+func (c *Client) SearchLogs(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSearchLogsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetLog A build's log.
+//
+// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 //
 // Corresponds with GET /logs/{name}/{version} (the `GetLog` operationId).
 func (c *Client) GetLog(ctx context.Context, name NamePath, version VersionPath, params *GetLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -558,7 +658,7 @@ func (c *Client) GetLog(ctx context.Context, name NamePath, version VersionPath,
 // AppendLogWithBody One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes any type of body and a specified content type.
 //
@@ -578,7 +678,7 @@ func (c *Client) AppendLogWithBody(ctx context.Context, name NamePath, version V
 // AppendLog One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1296,6 +1396,195 @@ func NewPutArtifactRequestWithBody(server string, filename Filename, params *Put
 	return req, nil
 }
 
+// NewListAuditRequest constructs an http.Request for the ListAudit method
+func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/audit")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Stream != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "stream", *params.Stream, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Actor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "actor", *params.Actor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Command != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "command", *params.Command, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Order != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "order", *params.Order, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListBuildsRequest constructs an http.Request for the ListBuilds method
 func NewListBuildsRequest(server string, params *ListBuildsParams) (*http.Request, error) {
 	var err error
@@ -1689,6 +1978,99 @@ func NewGetConfigRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewFollowEventsRequest constructs an http.Request for the FollowEvents method
+func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Stream != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "stream", *params.Stream, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetHealthRequest constructs an http.Request for the GetHealth method
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -1905,6 +2287,191 @@ func NewListHistoryRequest(server string, params *ListHistoryParams) (*http.Requ
 	return req, nil
 }
 
+// NewSearchLogsRequest constructs an http.Request for the SearchLogs method
+func NewSearchLogsRequest(server string, params *SearchLogsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/logs/search")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.Context != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "context", *params.Context, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Package != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "package", *params.Package, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Version != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "version", *params.Version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PythonTag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "python_tag", *params.PythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PlatformTag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "platform_tag", *params.PlatformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetLogRequest constructs an http.Request for the GetLog method
 func NewGetLogRequest(server string, name NamePath, version VersionPath, params *GetLogParams) (*http.Request, error) {
 	var err error
@@ -2031,6 +2598,18 @@ func NewGetLogRequest(server string, name NamePath, version VersionPath, params 
 
 		}
 
+		if params.Follow != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "follow", *params.Follow, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.MinPosition != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
@@ -2056,15 +2635,26 @@ func NewGetLogRequest(server string, name NamePath, version VersionPath, params 
 
 	if params != nil {
 
-		if params.IfNoneMatch != nil {
+		if params.LastEventID != nil {
 			var headerParam0 string
 
-			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
 			if err != nil {
 				return nil, err
 			}
 
-			req.Header.Set("If-None-Match", headerParam0)
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+		if params.IfNoneMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam1)
 		}
 
 	}
@@ -3663,6 +4253,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutArtifactResponse, error)
 
+	// ListAuditWithResponse The event log itself.
+	//
+	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+	// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+	// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /audit (the `ListAudit` operationId).
+	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error)
+
 	// ListBuildsWithResponse Each wheel's build, the last changed first.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -3705,6 +4306,19 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /config (the `GetConfig` operationId).
 	GetConfigWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetConfigResponse, error)
 
+	// FollowEventsWithResponse Everything that happens, as server-sent events.
+	//
+	// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+	// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+	// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+	// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+	// request with the last id goes on where it was.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /events (the `FollowEvents` operationId).
+	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
+
 	// GetHealthWithResponse The process is alive.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -3719,7 +4333,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /history (the `ListHistory` operationId).
 	ListHistoryWithResponse(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*ListHistoryResponse, error)
 
+	// SearchLogsWithResponse Lines of all logs that hold a text, newest first.
+	//
+	// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+	// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+	// over 2,000 bytes are cut around the text.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+	SearchLogsWithResponse(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*SearchLogsResponse, error)
+
 	// GetLogWithResponse A build's log.
+	//
+	// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+	// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+	// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+	// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+	// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -3729,7 +4360,7 @@ type ClientWithResponsesInterface interface {
 	// AppendLogWithBodyWithResponse One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3739,7 +4370,7 @@ type ClientWithResponsesInterface interface {
 	// AppendLogWithResponse One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -4050,6 +4681,40 @@ func (r PutArtifactResponse) StatusCode() int {
 	return 0
 }
 
+// ListAuditResponse200Headers the declared response headers of an HTTP 200 response for ListAudit
+type ListAuditResponse200Headers struct {
+	ETag             string
+	Link             string
+	RefineryPosition int64
+}
+
+type ListAuditResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EventList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListAuditResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAuditResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAuditResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListBuildsResponse200Headers the declared response headers of an HTTP 200 response for ListBuilds
 type ListBuildsResponse200Headers struct {
 	ETag             string
@@ -4216,6 +4881,29 @@ func (r GetConfigResponse) StatusCode() int {
 	return 0
 }
 
+type FollowEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type GetHealthResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4269,6 +4957,40 @@ func (r ListHistoryResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r ListHistoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// SearchLogsResponse200Headers the declared response headers of an HTTP 200 response for SearchLogs
+type SearchLogsResponse200Headers struct {
+	ETag             string
+	Link             string
+	RefineryPosition int64
+}
+
+type SearchLogsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *LogLineList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SearchLogsResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SearchLogsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SearchLogsResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -5129,6 +5851,23 @@ func (c *ClientWithResponses) PutArtifactWithBodyWithResponse(ctx context.Contex
 	return ParsePutArtifactResponse(rsp)
 }
 
+// ListAuditWithResponse The event log itself.
+//
+// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /audit (the `ListAudit` operationId).
+func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error) {
+	rsp, err := c.ListAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAuditResponse(rsp)
+}
+
 // ListBuildsWithResponse Each wheel's build, the last changed first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -5207,6 +5946,25 @@ func (c *ClientWithResponses) GetConfigWithResponse(ctx context.Context, reqEdit
 	return ParseGetConfigResponse(rsp)
 }
 
+// FollowEventsWithResponse Everything that happens, as server-sent events.
+//
+// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+// request with the last id goes on where it was.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /events (the `FollowEvents` operationId).
+func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error) {
+	rsp, err := c.FollowEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowEventsResponse(rsp)
+}
+
 // GetHealthWithResponse The process is alive.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -5233,7 +5991,30 @@ func (c *ClientWithResponses) ListHistoryWithResponse(ctx context.Context, param
 	return ParseListHistoryResponse(rsp)
 }
 
+// SearchLogsWithResponse Lines of all logs that hold a text, newest first.
+//
+// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+// over 2,000 bytes are cut around the text.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+func (c *ClientWithResponses) SearchLogsWithResponse(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*SearchLogsResponse, error) {
+	rsp, err := c.SearchLogs(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSearchLogsResponse(rsp)
+}
+
 // GetLogWithResponse A build's log.
+//
+// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -5249,7 +6030,7 @@ func (c *ClientWithResponses) GetLogWithResponse(ctx context.Context, name NameP
 // AppendLogWithBodyWithResponse One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5265,7 +6046,7 @@ func (c *ClientWithResponses) AppendLogWithBodyWithResponse(ctx context.Context,
 // AppendLogWithResponse One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -5824,6 +6605,69 @@ func ParsePutArtifactResponse(rsp *http.Response) (*PutArtifactResponse, error) 
 	return response, nil
 }
 
+// ParseListAuditResponse parses an HTTP response from a ListAuditWithResponse call
+func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAuditResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EventList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListAuditResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListBuildsResponse parses an HTTP response from a ListBuildsWithResponse call
 func ParseListBuildsResponse(rsp *http.Response) (*ListBuildsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -6092,6 +6936,32 @@ func ParseGetConfigResponse(rsp *http.Response) (*GetConfigResponse, error) {
 	return response, nil
 }
 
+// ParseFollowEventsResponse parses an HTTP response from a FollowEventsWithResponse call
+func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
 func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -6161,6 +7031,69 @@ func ParseListHistoryResponse(rsp *http.Response) (*ListHistoryResponse, error) 
 	switch {
 	case rsp.StatusCode == 200:
 		var headers ListHistoryResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSearchLogsResponse parses an HTTP response from a SearchLogsWithResponse call
+func ParseSearchLogsResponse(rsp *http.Response) (*SearchLogsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SearchLogsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest LogLineList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SearchLogsResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

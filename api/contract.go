@@ -40,6 +40,7 @@ type operation struct {
 	maxBody int64
 	stream  bool // the body is passed on as it arrives
 	index   bool // routed by hand
+	mend    bool // what is not UTF-8 in the body is replaced, not refused
 	query   map[string]*openapi3.Parameter
 }
 
@@ -65,6 +66,7 @@ func newContract() (*contract, error) {
 				o.maxBody = int64(n)
 			}
 			o.stream, _ = op.Extensions["x-stream"].(bool)
+			o.mend, _ = op.Extensions["x-mend-utf8"].(bool)
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.Value.In == openapi3.ParameterInQuery {
 					o.query[p.Value.Name] = p.Value
@@ -182,6 +184,9 @@ func prepareBody(w http.ResponseWriter, r *http.Request, spec *openapi3.RequestB
 		return false, err
 	}
 	r.Body = http.NoBody
+	if op.mend {
+		body = bytes.ToValidUTF8(body, []byte("\uFFFD"))
+	}
 	switch {
 	case spec == nil:
 		if s := bytes.TrimSpace(body); len(s) > 0 && string(s) != "{}" {

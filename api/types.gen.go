@@ -423,6 +423,24 @@ func (e Strategy) Valid() bool {
 	}
 }
 
+// Defines values for ListAuditParamsOrder.
+const (
+	Newest ListAuditParamsOrder = "newest"
+	Oldest ListAuditParamsOrder = "oldest"
+)
+
+// Valid indicates whether the value is a known member of the ListAuditParamsOrder enum.
+func (e ListAuditParamsOrder) Valid() bool {
+	switch e {
+	case Newest:
+		return true
+	case Oldest:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for LogFormat.
 const (
 	JSON LogFormat = "json"
@@ -688,6 +706,43 @@ type EnqueueRequest struct {
 	Version Version `json:"version"`
 }
 
+// Event defines model for Event.
+type Event struct {
+	// Actor Who sent the command.
+	Actor string `json:"actor"`
+
+	// Causation The position of the event that a policy reacted to, 0 for none. Only in /audit.
+	Causation int64 `json:"causation,omitempty,omitzero"`
+	Command   UUID  `json:"command"`
+
+	// Correlation The first command of what this belongs to. Only in /audit.
+	Correlation openapi_types.UUID `json:"correlation,omitempty,omitzero"`
+
+	// Data What happened; its form depends on the type.
+	Data map[string]interface{} `json:"data"`
+
+	// Position In the log, from 1, without gaps.
+	Position int64 `json:"position"`
+
+	// Stream Such as build/flask/3.0.0/cp311/linux_x86_64.
+	Stream string    `json:"stream"`
+	Time   time.Time `json:"time"`
+
+	// Type Such as build.queued.v1.
+	Type string `json:"type"`
+
+	// Version Its number in its stream, from 1.
+	Version int64 `json:"version"`
+}
+
+// EventList defines model for EventList.
+type EventList struct {
+	Items []Event `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
+}
+
 // FieldError defines model for FieldError.
 type FieldError struct {
 	Detail string `json:"detail"`
@@ -889,6 +944,37 @@ type LogChunk struct {
 
 	// Text At most 64 KiB.
 	Text string `json:"text"`
+}
+
+// LogLine defines model for LogLine.
+type LogLine struct {
+	After   []string `json:"after"`
+	Attempt int      `json:"attempt"`
+
+	// Before The lines before it, as many as `context` says.
+	Before []string `json:"before"`
+
+	// Line Its number in the log, from 1.
+	Line        int64  `json:"line"`
+	Name        string `json:"name"`
+	PlatformTag string `json:"platform_tag"`
+
+	// Position Of the event that brought the line.
+	Position  int64  `json:"position"`
+	PythonTag string `json:"python_tag"`
+	Text      string `json:"text"`
+
+	// Time When it was stored.
+	Time    time.Time `json:"time"`
+	Version string    `json:"version"`
+}
+
+// LogLineList defines model for LogLineList.
+type LogLineList struct {
+	Items []LogLine `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
 }
 
 // Manifest defines model for Manifest.
@@ -1405,6 +1491,9 @@ type IdempotencyKey = string
 // IfNoneMatch defines model for IfNoneMatch.
 type IfNoneMatch = string
 
+// LastEventID defines model for LastEventID.
+type LastEventID = int64
+
 // Limit defines model for Limit.
 type Limit = int
 
@@ -1425,6 +1514,12 @@ type PythonTagPath = PythonTag
 
 // RunID defines model for RunID.
 type RunID = UUID
+
+// StreamFilter defines model for StreamFilter.
+type StreamFilter = string
+
+// TypeFilter defines model for TypeFilter.
+type TypeFilter = []string
 
 // VersionPath A version (PEP 440).
 type VersionPath = Version
@@ -1461,6 +1556,46 @@ type PutArtifactParams struct {
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
+
+// ListAuditParams defines parameters for ListAudit.
+type ListAuditParams struct {
+	// Stream Of this stream only; with a slash at the end, of all streams that begin so.
+	Stream *StreamFilter `form:"stream,omitempty" json:"stream,omitempty"`
+
+	// Type Only of this type; one or several.
+	Type *TypeFilter `form:"type,omitempty" json:"type,omitempty"`
+
+	// Actor Who sent the command.
+	Actor *string `form:"actor,omitempty" json:"actor,omitempty"`
+
+	// Command The command that made it.
+	Command *UUID `form:"command,omitempty" json:"command,omitempty"`
+
+	// From Not recorded before.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Recorded before.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// After Only behind this position.
+	After *int64                `form:"after,omitempty" json:"after,omitempty"`
+	Order *ListAuditParamsOrder `form:"order,omitempty" json:"order,omitempty"`
+
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// ListAuditParamsOrder defines parameters for ListAudit.
+type ListAuditParamsOrder string
 
 // ListBuildsParams defines parameters for ListBuilds.
 type ListBuildsParams struct {
@@ -1501,6 +1636,21 @@ type CancelBuildParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// After A position; 0 is the beginning.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Stream Of this stream only; with a slash at the end, of all streams that begin so.
+	Stream *StreamFilter `form:"stream,omitempty" json:"stream,omitempty"`
+
+	// Type Only of this type; one or several.
+	Type *TypeFilter `form:"type,omitempty" json:"type,omitempty"`
+
+	// LastEventID The id of the last event that arrived; what follows it is sent. A browser sends it when it connects again.
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
+
 // ListHistoryParams defines parameters for ListHistory.
 type ListHistoryParams struct {
 	// Limit How many items.
@@ -1530,6 +1680,37 @@ type ListHistoryParams struct {
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// SearchLogsParams defines parameters for SearchLogs.
+type SearchLogsParams struct {
+	// Q The text, at least 3 characters.
+	Q string `form:"q" json:"q"`
+
+	// Context So many lines before and after each.
+	Context     *int         `form:"context,omitempty" json:"context,omitempty"`
+	Package     *Name        `form:"package,omitempty" json:"package,omitempty"`
+	Version     *Version     `form:"version,omitempty" json:"version,omitempty"`
+	PythonTag   *PythonTag   `form:"python_tag,omitempty" json:"python_tag,omitempty"`
+	PlatformTag *PlatformTag `form:"platform_tag,omitempty" json:"platform_tag,omitempty"`
+
+	// From Not stored before.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Stored before.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetLogParams defines parameters for GetLog.
 type GetLogParams struct {
 	// Attempt The last one where it is absent.
@@ -1549,8 +1730,14 @@ type GetLogParams struct {
 	Tail   *int       `form:"tail,omitempty" json:"tail,omitempty"`
 	Format *LogFormat `form:"format,omitempty" json:"format,omitempty"`
 
+	// Follow As server-sent events, until the attempt has ended.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+
 	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
 	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// LastEventID The id of the last event that arrived; what follows it is sent. A browser sends it when it connects again.
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 
 	// IfNoneMatch 304 where it matches the ETag.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`

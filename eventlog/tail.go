@@ -93,6 +93,10 @@ func (t *tail) after(position int64, n int) []events.Recorded {
 	return append(make([]events.Recorded, 0, len(part)), part...) // the ring clears what it drops
 }
 
+// Recent returns what is kept in memory of the events directly after position, at most n. Empty: there is nothing new, or it has to be
+// read. The events are shared: read them only.
+func (l *Log) Recent(position int64, n int) []events.Recorded { return l.tail.after(position, n) }
+
 // Batches of those who are behind.
 const (
 	leastEvents = 64    // of a page that is full

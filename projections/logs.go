@@ -3,18 +3,42 @@ package projections
 import (
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/wheelrefinery/refinery/events"
 )
 
-// LogChunk is a part of an attempt's log.
-type LogChunk struct {
-	Stream    string `db:"stream" sql:"text primary key"` // log/<build>/<attempt>
-	Chunk     int    `db:"chunk" sql:"bigint primary key"`
-	FirstLine int    `db:"first_line" sql:"bigint"`
-	Lines     int    `db:"lines" sql:"bigint"`
-	Text      string `db:"text" sql:"text"`
+// LogPiece is a part of a chunk of an attempt's log: whole lines, and about pieceBytes of them.
+type LogPiece struct {
+	Stream    string    `db:"stream" sql:"text primary key"` // log/<build>/<attempt>
+	Chunk     int       `db:"chunk" sql:"bigint primary key"`
+	Piece     int       `db:"piece" sql:"bigint primary key"`
+	FirstLine int       `db:"first_line" sql:"bigint"`
+	Lines     int       `db:"lines" sql:"bigint"`
+	Segment   int       `db:"segment" sql:"bigint"`
+	Position  int64     `db:"position" sql:"bigint"`
+	Time      time.Time `db:"time" sql:"timestamptz"`
+	Text      string    `db:"text" sql:"text"`
+	Target
+	Attempt int `db:"attempt" sql:"bigint"`
 }
+
+// What is searched at once: the index leads to pieces, and a search goes from segment to segment (0012).
+const (
+	pieceBytes   = 8 << 10
+	segmentBytes = 16 << 20
+)
+
+// LogSegment is the segment that new text goes to. There is one row.
+type LogSegment struct {
+	Name   string `db:"name" sql:"text primary key"`
+	Number int    `db:"number" sql:"bigint"`
+	Bytes  int    `db:"bytes" sql:"bigint"`
+}
+
+// Key is the name.
+func (r LogSegment) Key() string { return r.Name }
 
 // LogRow is an attempt's log.
 type LogRow struct {
@@ -40,16 +64,19 @@ type LogEnd struct {
 func (e LogEnd) Key() string { return e.Stream }
 
 type logTables struct {
-	chunks *journal[LogChunk]
-	logs   *table[string, LogRow]
-	ends   *table[string, LogEnd]
+	pieces   *journal[LogPiece]
+	logs     *table[string, LogRow]
+	ends     *table[string, LogEnd]
+	segments *table[string, LogSegment]
 }
 
-var logs = define("logs", 1, func(m *models) *logTables {
+var logs = define("logs", 2, func(m *models) *logTables {
 	return &logTables{
-		newJournal[LogChunk](m, "chunks", "(stream, first_line)"),
+		newJournal[LogPiece](m, "pieces", "(stream, first_line)", "(time, segment)", "(name, segment)",
+			"using gin (segment, text gin_trgm_ops) with (gin_pending_list_limit = 1024)"),
 		newTable[string, LogRow](m, "logs", "(build, attempt)"),
 		newTable[string, LogEnd](m, "ends"),
+		newTable[string, LogSegment](m, "segments"),
 	}
 }, slices.Concat(
 	[]subscription[logTables]{on((*logTables).appended)},
@@ -67,7 +94,39 @@ func (t *logTables) appended(e events.LogAppended, m events.Recorded) {
 	}
 	l.Chunks, l.Lines, l.Bytes = l.Chunks+1, l.Lines+e.Lines, l.Bytes+int64(len(e.Text))
 	t.logs.Put(l)
-	t.chunks.Insert(LogChunk{m.Stream, e.Chunk, e.FirstLine, e.Lines, e.Text})
+	into, _ := t.segments.Get("newest")
+	into.Name = "newest"
+	line := e.FirstLine
+	for n, text := range pieces(e.Text) {
+		lines := strings.Count(text, "\n")
+		t.pieces.Insert(LogPiece{
+			Stream: m.Stream, Chunk: e.Chunk, Piece: n, FirstLine: line, Lines: lines, Segment: into.Number, Position: m.Position, Time: m.Time,
+			Text: text, Target: l.Target, Attempt: l.Attempt,
+		})
+		line += lines
+	}
+	if into.Bytes += len(e.Text); into.Bytes >= segmentBytes {
+		into.Number, into.Bytes = into.Number+1, 0
+	}
+	t.segments.Put(into)
+}
+
+// pieces cuts text behind line breaks. A line over the size is a piece of its own.
+func pieces(text string) []string {
+	var all []string
+	for len(text) > pieceBytes {
+		end := strings.LastIndexByte(text[:pieceBytes], '\n') + 1
+		if end == 0 {
+			if end = strings.IndexByte(text, '\n') + 1; end == 0 {
+				break
+			}
+		}
+		all, text = append(all, text[:end]), text[end:]
+	}
+	if text != "" {
+		all = append(all, text)
+	}
+	return all
 }
 
 func (t *logTables) ended(m events.Recorded) {

@@ -173,17 +173,17 @@ func TestAnEventCostsOneRoundTripForEachProjectionThatItConcerns(t *testing.T) {
 // broken is a projection with a handler that panics and rows that the database refuses.
 func broken() projection {
 	type tables struct {
-		lines *journal[LogChunk]
+		lines *journal[LogPiece]
 		t     *table[string, LogEnd]
 	}
 	return define("broken", 1, func(m *models) *tables {
-		return &tables{newJournal[LogChunk](m, "lines"), newTable[string, LogEnd](m, "ends")}
+		return &tables{newJournal[LogPiece](m, "lines"), newTable[string, LogEnd](m, "ends")}
 	}, on(func(t *tables, e events.LogAppended, m events.Recorded) {
 		if e.Text == "panic" {
 			t.t.Put(LogEnd{"half", 0}) // must not be seen
 			panic("cannot")
 		}
-		t.lines.Insert(LogChunk{m.Stream, e.Chunk, e.FirstLine, e.Lines, e.Text})
+		t.lines.Insert(LogPiece{Stream: m.Stream, Chunk: e.Chunk, FirstLine: e.FirstLine, Lines: e.Lines, Text: e.Text})
 	}))
 }
 

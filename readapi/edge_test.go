@@ -363,8 +363,13 @@ func TestHalfALogIsAborted(t *testing.T) {
 	f := start(t)
 	b := id("flask")
 	f.add(b.Stream(), events.BuildQueued{}, events.BuildLeased{Attempt: 1})
+	const chunks, atOnce = 70, 64
 	chunk := strings.Repeat("x", 60_000) + "\n"
-	f.add(b.Log(1), events.LogAppended{FirstLine: 1, Lines: 1, Text: chunk}, events.LogAppended{Chunk: 1, FirstLine: 2, Lines: 1, Text: chunk})
+	var es []events.Event
+	for n := range chunks {
+		es = append(es, events.LogAppended{Chunk: n, FirstLine: n + 1, Lines: 1, Text: chunk})
+	}
+	f.add(b.Log(1), es...)
 	read := func(then func()) (aborted any, got int, largest int) {
 		rec := httptest.NewRecorder()
 		w := &failing{ResponseWriter: rec, then: then}
@@ -372,15 +377,15 @@ func TestHalfALogIsAborted(t *testing.T) {
 		f.handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/logs/flask/1.0?format=text", nil))
 		return nil, 0, 0
 	}
-	if aborted, got, largest := read(nil); aborted != nil || got != 2*len(chunk) || largest != len(chunk) {
+	if aborted, got, largest := read(nil); aborted != nil || got != chunks*len(chunk) || largest != len(chunk) {
 		t.Errorf("%v: %d bytes, at most %d at once", aborted, got, largest)
 	}
 	aborted, got, _ := read(func() {
-		if _, err := f.pool.Exec(t.Context(), "alter table logs.chunks rename to gone"); err != nil {
+		if _, err := f.pool.Exec(t.Context(), "alter table logs.pieces rename to gone"); err != nil {
 			t.Error(err)
 		}
 	})
-	if aborted != http.ErrAbortHandler || got != len(chunk) {
+	if aborted != http.ErrAbortHandler || got != atOnce*len(chunk) {
 		t.Errorf("aborted with %v after %d bytes", aborted, got)
 	}
 	f.expect("/logs/flask/1.0?format=text&tail=1", http.StatusInternalServerError) // before the first byte it is a problem

@@ -74,7 +74,7 @@ func start(t testing.TB) *fixture {
 		}
 	})
 	f.options = &readapi.Options{
-		Pool: f.reads, Wait: f.runner.Wait,
+		Pool: f.reads, Wait: f.runner.Wait, Log: f.log, Logger: quiet,
 		Position: func() int64 { return f.log.Covered(f.runner.Names()...) },
 		Outcomes: func(ctx context.Context, id uuid.UUID) (eventlog.Outcome, bool, error) {
 			all, err := f.log.Outcomes(ctx, id)

@@ -3,11 +3,14 @@ package readapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
+	"mime"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -18,20 +21,32 @@ import (
 
 // What one JSON answer holds at most: the first lines that were asked for, with tail the last. As text, all are sent.
 const (
-	mostLines  = 10_000
-	mostChunks = 64 // of at most 64 KiB
+	mostLines = 10_000
+	mostText  = 4 << 20 // bytes
+)
+
+const (
+	partPieces = 64              // of a log that are read at once, of about 8 KiB
+	textTime   = 2 * time.Minute // for a client to take them
 )
 
 // GetLog answers GET /logs/{name}/{version}.
 func (s *Server) GetLog(ctx context.Context, request api.GetLogRequestObject) (api.GetLogResponseObject, error) {
 	p := request.Params
-	var text *logText
-	answer, err := s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	follow := p.Follow != nil && *p.Follow
+	var visit interface {
+		api.GetLogResponseObject
+		with(header http.Header)
+	}
+	answer, err := s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: follow}, func() (any, error) {
 		if p.Tail != nil && (p.From != nil || p.To != nil) {
 			return nil, invalid("tail", "does not go with from or to")
 		}
 		if p.From != nil && p.To != nil && *p.To < *p.From {
 			return nil, invalid("to", "must not be before from")
+		}
+		if follow && (p.To != nil || p.Format != nil) {
+			return nil, invalid("follow", "does not go with to or format")
 		}
 		b, err := s.logged(ctx, request)
 		if err != nil {
@@ -54,16 +69,24 @@ func (s *Server) GetLog(ctx context.Context, request api.GetLogRequestObject) (a
 		if p.To != nil {
 			lines.to = min(lines.to, *p.To)
 		}
-		if p.Format != nil && *p.Format == api.Text {
-			text, err = newLogText(ctx, lines)
+		switch {
+		case follow:
+			if p.LastEventID != nil {
+				lines.from = *p.LastEventID + 1
+			}
+			visit = &logStream{ctx: ctx, server: s, build: b, lines: lines}
+			return nil, nil
+		case p.Format != nil && *p.Format == api.Text:
+			filename := fmt.Sprintf("%s-%s-%s-%s-%d.log", b.Name, b.Version, b.PythonTag, b.PlatformTag, b.Attempt)
+			visit, err = newLogText(ctx, lines, filename)
 			return nil, err
 		}
 		out.FirstLine, out.Lines, err = lines.read(ctx, p.Tail != nil)
 		return out, err
 	})
-	if err == nil && text != nil {
-		text.header = answer.Header
-		return text, nil
+	if err == nil && visit != nil {
+		visit.with(answer.Header)
+		return visit, nil
 	}
 	return answer, err
 }
@@ -118,37 +141,63 @@ type span struct {
 
 // read is the first lines of the span, with tail the last, and the number of the first of them.
 func (l span) read(ctx context.Context, tail bool) (int64, []string, error) {
-	lines, direction := []string{}, ""
-	if tail {
-		direction = " desc"
-	} else if l.to-l.from >= mostLines {
+	if !tail && l.to-l.from >= mostLines {
 		l.to = l.from + mostLines - 1
 	}
-	if l.from > l.to {
-		return l.from, lines, nil
-	}
-	chunks, err := projections.Query[projections.LogChunk](ctx, l.pool, `from logs.chunks where stream = $1 and first_line <= $3
-		and first_line >= (select coalesce(max(first_line), 0) from logs.chunks where stream = $1 and first_line <= $2)
-		order by first_line`+direction+` limit $4`, l.stream, l.from, l.to, mostChunks)
-	if err != nil {
-		return 0, nil, err
+	var all []projections.LogPiece
+	size := 0
+	for rest := l; rest.from <= rest.to; {
+		part, err := rest.part(ctx, tail)
+		if err != nil {
+			return 0, nil, err
+		}
+		if len(part) == 0 {
+			break
+		}
+		for _, p := range part {
+			if size += len(p.Text); size > mostText {
+				rest.to = 0
+				break
+			}
+			all = append(all, p)
+		}
+		if last := part[len(part)-1]; tail {
+			rest.to = min(rest.to, int64(last.FirstLine)-1)
+		} else {
+			rest.from = int64(last.FirstLine + last.Lines)
+		}
 	}
 	if tail {
-		slices.Reverse(chunks)
+		slices.Reverse(all)
 	}
-	for i, c := range chunks {
+	lines := []string{}
+	for i, p := range all {
 		if i == 0 {
-			l.from = max(l.from, int64(c.FirstLine))
+			l.from = max(l.from, int64(p.FirstLine))
 		}
-		if text := l.of(c); text != "" {
+		if text := l.of(p); text != "" {
 			lines = slices.AppendSeq(lines, strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n"))
 		}
 	}
 	return l.from, lines, nil
 }
 
-// of is what the chunk holds of the span.
-func (l span) of(c projections.LogChunk) string {
+// part is the first pieces of the span, with tail the last, the last first.
+func (l span) part(ctx context.Context, tail bool) ([]projections.LogPiece, error) {
+	direction := ""
+	if tail {
+		direction = " desc"
+	}
+	return projections.Query[projections.LogPiece](ctx, l.pool, fmt.Sprintf("%s order by first_line%s limit %d", piecesOf, direction, partPieces),
+		l.stream, l.from, l.to)
+}
+
+// piecesOf finds the pieces of stream $1 that hold lines $2 to $3.
+const piecesOf = `from logs.pieces where stream = $1 and first_line <= $3 and first_line + lines > $2
+	and first_line >= (select coalesce(max(first_line), 0) from logs.pieces where stream = $1 and first_line <= $2)`
+
+// of is what the piece holds of the span.
+func (l span) of(c projections.LogPiece) string {
 	at := int64(c.FirstLine)
 	start, end := 0, 0
 	for end < len(c.Text) && at <= l.to {
@@ -168,46 +217,47 @@ func (l span) of(c projections.LogChunk) string {
 	return c.Text[start:end]
 }
 
-// next is the first chunk of the span behind line after; false at the end.
-func (l span) next(ctx context.Context, after int64) (projections.LogChunk, bool, error) {
-	rows, err := projections.Query[projections.LogChunk](ctx, l.pool, `from logs.chunks where stream = $1 and first_line > $2 and first_line <= $3
-		and first_line >= (select coalesce(max(first_line), 0) from logs.chunks where stream = $1 and first_line <= $4)
-		order by first_line limit 1`, l.stream, after, l.to, l.from)
-	if err != nil || len(rows) == 0 {
-		return projections.LogChunk{}, false, err
-	}
-	return rows[0], true, nil
-}
-
-// logText sends a span as plain text. It holds one chunk at a time, and no connection while the client reads.
+// logText sends a span as plain text. It holds a few pieces at a time, and no connection while the client reads.
 type logText struct {
-	ctx    context.Context
-	lines  span
-	chunk  projections.LogChunk
-	more   bool
-	header http.Header
+	ctx      context.Context
+	lines    span
+	part     []projections.LogPiece
+	filename string
+	header   http.Header
 }
 
-func newLogText(ctx context.Context, lines span) (*logText, error) {
-	chunk, more, err := lines.next(ctx, 0)
-	return &logText{ctx: ctx, lines: lines, chunk: chunk, more: more}, err
+func newLogText(ctx context.Context, lines span, filename string) (*logText, error) {
+	part, err := lines.part(ctx, false)
+	return &logText{ctx: ctx, lines: lines, part: part, filename: filename}, err
 }
+
+func (t *logText) with(header http.Header) { t.header = header }
 
 // VisitGetLogResponse writes the answer.
 func (t *logText) VisitGetLogResponse(w http.ResponseWriter) error {
 	maps.Copy(w.Header(), t.header)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": t.filename}))
 	w.WriteHeader(http.StatusOK)
 	if api.RequestFrom(t.ctx).Method == http.MethodHead {
 		return nil
 	}
+	control := http.NewResponseController(w)
+	defer func() { _ = control.SetWriteDeadline(time.Time{}) }() // a test's recorder has none
 	// From here on the status is sent. The middleware cuts the connection of whoever panics, so that half a log does not look whole.
-	for t.more {
-		if _, err := io.WriteString(w, t.lines.of(t.chunk)); err != nil {
-			panic(http.ErrAbortHandler) // the client has gone
+	for len(t.part) > 0 {
+		_ = control.SetWriteDeadline(time.Now().Add(textTime))
+		for _, p := range t.part {
+			if _, err := io.WriteString(w, t.lines.of(p)); err != nil {
+				panic(http.ErrAbortHandler) // the client has gone, or takes too long
+			}
+			t.lines.from = int64(p.FirstLine + p.Lines)
+		}
+		if t.lines.from > t.lines.to {
+			break
 		}
 		var err error
-		if t.chunk, t.more, err = t.lines.next(t.ctx, int64(t.chunk.FirstLine)); errors.Is(err, context.Canceled) {
+		if t.part, err = t.lines.part(t.ctx, false); errors.Is(err, context.Canceled) {
 			panic(http.ErrAbortHandler)
 		} else if err != nil {
 			panic(err)

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +41,8 @@ func (w *where) and(condition string, arg any) {
 	w.conditions = append(w.conditions, fmt.Sprintf(condition, "$"+strconv.Itoa(len(w.args))))
 }
 
+func (w *where) clone() where { return where{slices.Clone(w.conditions), slices.Clone(w.args)} }
+
 // equal adds a condition unless v is nil.
 func equal[V any](w *where, column string, v *V) {
 	if v != nil {
@@ -70,6 +73,16 @@ func (w *where) version(v *api.Version) {
 	if v != nil {
 		w.and("version = any(%s::text[])", versions(*v))
 	}
+}
+
+// stream adds the condition of one stream, or with a slash at the end of all that begin so.
+func (w *where) stream(s string) {
+	if !strings.HasSuffix(s, "/") {
+		w.and("stream = %s", s)
+		return
+	}
+	w.and(`stream collate "C" >= %s`, s)
+	w.and(`stream collate "C" < %s`, s[:len(s)-1]+"0") // which follows the slash
 }
 
 func (w *where) String() string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -32,6 +34,13 @@ type Options struct {
 	// Position is the last position that every read model is known to cover, never more: clients keep what they have by it. It is asked
 	// at every read and must be cheap.
 	Position func() int64
+	// Log is the log's end, as it grows.
+	Log interface {
+		Head() int64
+		Changed() <-chan struct{}
+		Recent(position int64, n int) []events.Recorded
+	}
+	Logger *slog.Logger
 	// Ready says how each part stands.
 	Ready  func(ctx context.Context) []api.Part
 	Config api.Config // without credentials
@@ -39,12 +48,15 @@ type Options struct {
 }
 
 // Server implements the operations of the contract that are tagged read.
-type Server struct{ o Options }
+type Server struct {
+	o    Options
+	feed *feed
+}
 
 // New makes a Server.
 func New(o Options) *Server {
 	o.URL = strings.TrimSuffix(o.URL, "/")
-	return &Server{o}
+	return &Server{o, newFeed(o)}
 }
 
 const statementTime = 10 * time.Second
@@ -172,9 +184,11 @@ func trouble(ctx context.Context, err error) error {
 	return err
 }
 
-// invalid says what is wrong with a parameter.
-func invalid(parameter, detail string) error {
+// invalid says what is wrong with a parameter of the query.
+func invalid(parameter, detail string) error { return wrong("query:"+parameter, detail) }
+
+func wrong(pointer, detail string) error {
 	var k fault.Checks
-	k.Check(false, "query:"+parameter, "%s", detail)
+	k.Check(false, pointer, "%s", detail)
 	return k.Err()
 }

@@ -46,7 +46,7 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{
 		readapi.New(readapi.Options{
-			Pool: p.reads, Outcomes: p.outcome, Wait: p.read.Wait, Ready: p.ready, Config: p.config(),
+			Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Wait: p.read.Wait, Ready: p.ready, Config: p.config(),
 			Position: func() int64 { return p.log.Covered(p.read.Names()...) },
 		}),
 		writeapi.New(writeapi.Options{
