@@ -193,7 +193,12 @@ func query(params any) url.Values {
 	v := reflect.ValueOf(params)
 	for i := range v.NumField() {
 		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("form"), ",")
-		if f := v.Field(i); name != "" && name != "min_position" && !f.IsNil() {
+		f := v.Field(i)
+		switch {
+		case name == "" || name == "min_position":
+		case f.Kind() != reflect.Pointer: // a required one
+			add(q, name, f)
+		case !f.IsNil():
 			add(q, name, f.Elem())
 		}
 	}
