@@ -165,7 +165,7 @@ func TestReadsUseIndexes(t *testing.T) {
 		"/queue/stats": {""}, "/runs/" + runID.String(): {""},
 		"/builds/pkg-7/1.0/cp311/linux_s390x": {""},
 		"/logs/logged/1.0":                    {"", "tail=10", "from=15000&to=15010", "format=text&from=15000&to=15010"},
-		"/logs/search": {"q=xyzzy", "q=x%0A+x", "q=xyzzy&package=pkg-7&version=1.3", "q=xyzzy&from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"},
+		"/logs/search":                        {"q=xyzzy", "q=x%0A+x", "q=xyzzy&package=pkg-7&version=1.3", "q=xyzzy&from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z"},
 		"/audit": {
 			"", "stream=" + id("logged").Log(1), "stream=" + id("logged").Log(1) + "&type=no.such.v1", "stream=build/", "type=no.such.v1", "actor=nobody", "command=" + runID.String(),
 			"from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z", "after=1000&order=oldest",

@@ -25,7 +25,7 @@ const (
 	pagesKept     = 8
 	pageReaders   = 2    // at once, so that who replays leaves connections to others
 	windowEvents  = 8192 // that one query with a filter looks at
-	paceEach      = 200 * time.Microsecond
+	paceEach      = 400 * time.Microsecond
 	paceMost      = 250 * time.Millisecond
 	feedRetry     = time.Second
 )

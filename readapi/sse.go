@@ -1,9 +1,11 @@
 package readapi
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/wheelrefinery/refinery/api"
@@ -44,13 +46,17 @@ func (s *sse) end() {
 	_ = s.control.SetWriteDeadline(time.Time{}) // a test's recorder has none
 }
 
+// gathers has buffers that make few large writes of many events; they are held only while something is sent.
+var gathers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 16<<10) }}
+
 // send is false when the client has gone or took too long. It is cut off then: half an event must not look like a whole one.
 func (s *sse) send(parts ...[]byte) bool {
-	_ = s.control.SetWriteDeadline(time.Now().Add(writeTime))
+	_ = s.control.SetWriteDeadline(time.Now().Add(writeTime)) // a test's recorder has none
+	b := gathers.Get().(*bufio.Writer)
+	defer func() { b.Reset(nil); gathers.Put(b) }()
+	b.Reset(s.w)
 	for _, p := range parts {
-		if _, err := s.w.Write(p); err != nil {
-			return false
-		}
+		_, _ = b.Write(p) // Flush says the same
 	}
-	return s.control.Flush() == nil
+	return b.Flush() == nil && s.control.Flush() == nil
 }
