@@ -72,7 +72,7 @@ type logTables struct {
 
 var logs = define("logs", 2, func(m *models) *logTables {
 	return &logTables{
-		newJournal[LogPiece](m, "pieces", "(stream, first_line)", "(time, segment)", "(name, segment)",
+		newJournal[LogPiece](m, "pieces", "(stream, first_line)", "(time, segment, position)", "(position, first_line)", "(name, segment)",
 			"using gin (segment, text gin_trgm_ops) with (gin_pending_list_limit = 1024)"),
 		newTable[string, LogRow](m, "logs", "(build, attempt)"),
 		newTable[string, LogEnd](m, "ends"),

@@ -9,6 +9,13 @@ func PingEvery(d time.Duration) (undo func()) {
 	return func() { pingEvery = before }
 }
 
+// SearchTime sets how long a search looks; before any runs.
+func SearchTime(d time.Duration) (undo func()) {
+	before := searchTime
+	searchTime = d
+	return func() { searchTime = before }
+}
+
 // What tests go beyond.
 const (
 	AuditEvents = auditEvents

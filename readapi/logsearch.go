@@ -2,6 +2,7 @@ package readapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -10,21 +11,29 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/projections"
 )
 
 const (
-	searchTime   = time.Second           // after which a search answers with what it has
 	widenBelow   = 50 * time.Millisecond // for a query to look at twice as many segments next time
 	mostSegments = 32
+	newestPieces = 64   // that a search looks at before it asks the index
 	lineBytes    = 2000 // of a line that are answered
 	lineBefore   = 200  // of them before the text
 	aroundAtOnce = 32   // hits whose surroundings are read in one round trip
 )
 
-// searchAt is where a search goes on: in a segment, behind a line of the event at a position.
-type searchAt struct{ segment, position, line int64 }
+var searchTime = time.Second // after which a search answers with what it has; a variable for the tests
+
+// searchAt is where a search goes on: in a segment, behind a line of the event at a position, or at the segment's end (MaxInt64).
+type searchAt struct {
+	Segment  int64 `db:"segment"`
+	Position int64 `db:"position"`
+	Line     int64 `db:"first_line"`
+}
 
 var searchCursor = list[struct{}]{name: "search", by: make([]string, 3)}
 
@@ -91,13 +100,20 @@ func pattern(q string) string {
 	return b.String()
 }
 
-// segments are the newest and the oldest that may hold lines of a time.
+// segments are where lines of a time may be: the newest place, and the oldest segment, which is above the newest when there are none.
 func (s *Server) segments(ctx context.Context, from, to *time.Time) (newest searchAt, oldest int64, err error) {
-	newest = searchAt{position: math.MaxInt64, line: math.MaxInt64}
-	err = s.o.Pool.QueryRow(ctx, `select
-		coalesce((select segment from logs.pieces where time < coalesce($2::timestamptz, 'infinity') order by time desc limit 1), -1),
-		coalesce((select segment from logs.pieces where time >= coalesce($1::timestamptz, '-infinity') order by time limit 1), 0)`,
-		from, to).Scan(&newest.segment, &oldest)
+	newest.Line = math.MaxInt64
+	order := "position desc"
+	if to != nil {
+		order = "time desc, segment desc, position desc"
+	}
+	err = s.o.Pool.QueryRow(ctx, `select segment, position, case when $1::timestamptz is null then 0
+			else coalesce((select segment from logs.pieces where time >= $1 order by time limit 1), segment + 1) end
+		from logs.pieces where time < coalesce($2::timestamptz, 'infinity') order by `+order+` limit 1`,
+		from, to).Scan(&newest.Segment, &newest.Position, &oldest)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return newest, newest.Segment + 1, nil
+	}
 	if err != nil {
 		err = fmt.Errorf("find the segments of logs: %w", err)
 	}
@@ -114,19 +130,29 @@ type hit struct {
 // search goes from segment to segment, the newest first, until it has enough or has looked for long enough.
 func (s *Server) search(ctx context.Context, lower string, w where, at searchAt, oldest int64, limit int) (hits []hit, next *string, err error) {
 	cursor := func(at searchAt) *string {
-		c := searchCursor.encode([]int64{at.segment, at.position, at.line})
+		c := searchCursor.encode([]int64{at.Segment, at.Position, at.Line})
 		return &c
 	}
 	begin := time.Now()
-	for width := int64(1); at.segment >= oldest; {
-		last, asked := max(oldest, at.segment-width+1), time.Now()
-		pieces, err := s.pieces(ctx, w, at, last, limit)
+	width := int64(0) // of the segments that are asked at once; 0: newest is
+	if at.Position == math.MaxInt64 {
+		width = 1
+	}
+	for at.Segment >= oldest {
+		last, asked := max(oldest, at.Segment-width+1), time.Now()
+		var pieces []projections.LogPiece
+		var end searchAt
+		if width == 0 {
+			pieces, end, err = s.newest(ctx, w, at)
+		} else {
+			pieces, err = s.pieces(ctx, w, at, last, limit)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
 		for _, p := range pieces {
 			for _, h := range linesWith(p, lower) {
-				if p.Position == at.position && h.line >= at.line {
+				if p.Position == at.Position && h.line >= at.Line {
 					continue
 				}
 				if hits = append(hits, h); len(hits) == limit {
@@ -134,17 +160,19 @@ func (s *Server) search(ctx context.Context, lower string, w where, at searchAt,
 				}
 			}
 		}
-		if len(pieces) == limit { // some hold only what looks like the text
+		if width == 0 {
+			at = end
+		} else if len(pieces) == limit { // some hold only what looks like the text
 			p := pieces[limit-1]
 			at = searchAt{int64(p.Segment), p.Position, int64(p.FirstLine)}
 		} else {
 			at = searchAt{last - 1, math.MaxInt64, math.MaxInt64}
 		}
-		if time.Since(begin) > searchTime && at.segment >= oldest {
+		if time.Since(begin) > searchTime && at.Segment >= oldest {
 			return hits, cursor(at), nil
 		}
 		if time.Since(asked) < widenBelow {
-			width = min(2*width, mostSegments)
+			width = max(1, min(2*width, mostSegments))
 		} else {
 			width = max(1, width/2)
 		}
@@ -152,14 +180,38 @@ func (s *Server) search(ctx context.Context, lower string, w where, at searchAt,
 	return hits, nil, nil
 }
 
+// newest looks at the next pieces behind at without the index, since what is common is found there at once, and where they end.
+func (s *Server) newest(ctx context.Context, w where, at searchAt) (pieces []projections.LogPiece, end searchAt, err error) {
+	const order = " order by position desc, first_line desc"
+	ends, err := projections.Query[searchAt](ctx, s.o.Pool, fmt.Sprintf("from logs.pieces where (position, first_line) < ($1, $2)%s offset %d limit 1", order, newestPieces-1),
+		at.Position, at.Line)
+	if err != nil {
+		return nil, end, err
+	}
+	end.Segment = -1
+	if len(ends) > 0 {
+		end = ends[0]
+	}
+	w = w.clone()
+	w.pair("<", at.Position, at.Line)
+	w.pair(">=", end.Position, end.Line)
+	pieces, err = projections.Query[projections.LogPiece](ctx, s.o.Pool, "from logs.pieces"+w.String()+order, w.args...)
+	return pieces, end, err
+}
+
+// pair adds a condition on what pieces are sorted by.
+func (w *where) pair(relation string, position, line int64) {
+	w.args = append(w.args, position, line)
+	w.conditions = append(w.conditions, fmt.Sprintf("(position, first_line) %s ($%d::bigint, $%d::bigint)", relation, len(w.args)-1, len(w.args)))
+}
+
 // pieces are the first that match behind at, down to the segment last. Each segment is asked by itself, so that the index joins text and
 // segment, and what is common does not have to be read everywhere.
 func (s *Server) pieces(ctx context.Context, w where, at searchAt, last int64, limit int) ([]projections.LogPiece, error) {
 	w = w.clone()
-	w.and("(position, first_line) < (%s::bigint, ", at.position)
-	w.args = append(w.args, at.line, at.segment, last)
+	w.pair("<", at.Position, at.Line)
+	w.args = append(w.args, at.Segment, last)
 	n := len(w.args)
-	w.conditions[len(w.conditions)-1] += fmt.Sprintf("$%d::bigint)", n-2)
 	columns := projections.Columns[projections.LogPiece]()
 	order := fmt.Sprintf(" order by position desc, first_line desc limit %d", limit)
 	return projections.Query[projections.LogPiece](ctx, s.o.Pool, fmt.Sprintf(

@@ -71,7 +71,7 @@ func BenchmarkSearch(b *testing.B) {
 		}
 		type index struct{ Def, Name string }
 		indexes, err := pgx.CollectRows(rows, pgx.RowToStructByPos[index])
-		if err != nil || len(indexes) < 4 {
+		if err != nil || len(indexes) < 5 {
 			b.Fatal(indexes, err)
 		}
 		for _, i := range indexes {

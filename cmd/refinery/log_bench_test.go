@@ -78,7 +78,7 @@ func BenchmarkMillionLines(b *testing.B) {
 		close(stop)
 		<-watching
 		b.ReportMetric(float64(longest.Load())/1e6, "longest-read-ms")
-		if _, err := p.pool.Exec(b.Context(), `drop index logs.pieces_4`); err != nil {
+		if _, err := p.pool.Exec(b.Context(), `drop index logs.pieces_5`); err != nil {
 			b.Fatal(err)
 		}
 		p.sendLog(b, "jinja2", lines, "ingest-without-index")
