@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -126,21 +125,21 @@ func (a *audit) inStream(ctx context.Context, stream string) error {
 	return nil
 }
 
-// before is the last position that was recorded before a time. Times are in the order of positions.
-func (s *Server) before(ctx context.Context, head int64, at time.Time) (int64, error) {
-	var failed error
-	n := sort.Search(int(head), func(i int) bool {
-		if failed != nil {
-			return true
-		}
-		var recorded time.Time
-		failed = s.o.Pool.QueryRow(ctx, "select recorded_at from events where position = $1", i+1).Scan(&recorded)
-		return !recorded.Before(at)
-	})
-	if failed != nil {
-		return 0, fmt.Errorf("find the position of a time: %w", failed)
+// before is the last position that was recorded before a time. Times are in the order of positions, so halving finds it.
+func (s *Server) before(ctx context.Context, head int64, at time.Time) (position int64, err error) {
+	err = s.o.Pool.QueryRow(ctx, `
+		with recursive halves(low, high) as (
+			select 0::bigint, $1::bigint
+			union all
+			select case when below then middle else low end, case when below then high else middle - 1 end
+			from halves cross join lateral (select (low + high + 1) / 2 as middle) m
+				cross join lateral (select recorded_at < $2 as below from events where position = middle offset 0) e
+			where low < high
+		) select low from halves where low >= high`, head, at).Scan(&position)
+	if err != nil {
+		return 0, fmt.Errorf("find the position of a time: %w", err)
 	}
-	return int64(n), nil
+	return position, nil
 }
 
 // read walks until it has a page, or has looked at as much as one page may.
