@@ -18,10 +18,6 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 )
 
-func init() { // server-sent events are text; the validator does not know them
-	openapi3filter.RegisterBodyDecoder("text/event-stream", openapi3filter.RegisteredBodyDecoder("text/plain"))
-}
-
 var contract = sync.OnceValues(func() (routers.Router, error) {
 	doc, err := openapi3.NewLoader().LoadFromData(api.OpenAPI)
 	if err != nil {
