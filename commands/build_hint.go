@@ -53,11 +53,11 @@ func (f fix) judged(e events.BuildHinted) fix {
 	return f
 }
 
-func first(hints []events.HintMatch) string {
-	if len(hints) == 0 {
+func first(matches []events.HintMatch) string {
+	if len(matches) == 0 {
 		return ""
 	}
-	return hints[0].Hint
+	return matches[0].Hint
 }
 
 // again says that a failure whose first matching hint is given is the one that was to be mended.
@@ -178,9 +178,10 @@ func (c HintBuild) Validate() error {
 	k.Check(len(c.Hints) <= mostHints, "/hints", "has more than %d items", mostHints)
 	for i, m := range c.Hints {
 		at := fmt.Sprintf("/hints/%d", i)
-		k.Check(form(m.Hint, hintForm, 100), at+"/hint", "is not a hint's id: letters, digits, '.', '_', '-', at most 100")
+		checkHint(&k, at+"/hint", m.Hint)
 		k.Check(m.Line >= 0, at+"/line", "is negative")
 		k.Check(clean(m.Text, mostHintText), at+"/text", "is longer than %d bytes or not text", mostHintText)
+		k.Check(len(m.Recipes) <= mostRecipes, at+"/recipes", "has more than %d items", mostRecipes)
 		for j, r := range m.Recipes {
 			hints.CheckRecipe(&k, fmt.Sprintf("%s/recipes/%d", at, j), r)
 		}
