@@ -39,10 +39,8 @@ func (b Build) Fold(e events.BuildEvent) Build {
 	case events.BuildQueued:
 		b.Status, b.Priority, b.run, b.losses = "queued", e.Priority, e.Run, 0
 		b.sdist, b.constraints, b.recipes, b.hints = e.Sdist, e.Constraints, e.Recipes, e.Hints
-		if len(e.Hints) > 0 {
+		if b.fix = b.fix.queued(e); len(e.Hints) > 0 {
 			b.Status = "retrying"
-		} else {
-			b.fix.failures, b.fix.before = 0, symptom{}
 		}
 	case events.BuildLeased:
 		b.Status, b.Attempt, b.worker = "leased", e.Attempt, e.Worker

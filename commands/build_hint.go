@@ -12,11 +12,14 @@ import (
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
+// MostHints is how many hints a verdict names.
+const MostHints = 100
+
 // Limits of a verdict.
 const (
-	mostHints     = 100
 	mostHintText  = 500 // bytes of a line
 	mostBuildFail = 100 // attempts that may fail
+	mostWait      = 10 * time.Minute
 )
 
 // fix is how trying to mend a build stands.
@@ -46,9 +49,15 @@ func (f fix) failed(e events.BuildFailed) fix {
 }
 
 func (f fix) judged(e events.BuildHinted) fix {
-	f.unjudged = 0
-	if f.last.hint = first(e.Hints); e.Retry {
+	f.unjudged, f.last.hint = 0, first(e.Hints)
+	return f
+}
+
+func (f fix) queued(e events.BuildQueued) fix {
+	if len(e.Hints) > 0 {
 		f.before = f.last
+	} else {
+		f.failures, f.before = 0, symptom{}
 	}
 	return f
 }
@@ -68,11 +77,12 @@ func (f fix) again(hint string) bool {
 
 // HintBuild is the verdict on a failed attempt. It queues the build again when the hints bring recipes that were not in effect.
 type HintBuild struct {
-	Build     events.BuildID     `json:"build"`
-	Attempt   int                `json:"attempt"`
-	Hints     []events.HintMatch `json:"hints,omitempty"` // with all their recipes
-	Most      int                `json:"most"`            // attempts that may fail before it is given up
-	NotBefore time.Time          `json:"not_before"`      // of another attempt
+	Build    events.BuildID     `json:"build"`
+	Attempt  int                `json:"attempt"`
+	Hints    []events.HintMatch `json:"hints,omitempty"` // with all their recipes
+	Most     int                `json:"most"`            // attempts that may fail before it is given up
+	FailedAt time.Time          `json:"failed_at"`
+	WaitMS   int64              `json:"wait_ms"` // before the second attempt; before each further one it is doubled
 }
 
 // Decide judges an attempt once.
@@ -102,7 +112,7 @@ func (c HintBuild) Decide(b Build) ([]events.BuildEvent, error) {
 		hinted.Hints, hinted.Retry = matches, true
 		queued := events.BuildQueued{
 			Run: b.run, Sdist: b.sdist, Constraints: b.constraints, Recipes: recipes, Priority: b.Priority, Retry: true,
-			Hints: slices.Clone(b.hints), NotBefore: c.NotBefore,
+			Hints: slices.Clone(b.hints), NotBefore: c.FailedAt.Add(min(time.Duration(c.WaitMS)*time.Millisecond<<min(b.fix.failures-1, 20), mostWait)),
 		}
 		for _, m := range matches {
 			if len(m.Recipes) > 0 && !slices.Contains(queued.Hints, m.Hint) {
@@ -174,8 +184,9 @@ func (c HintBuild) Validate() error {
 	checkBuild(&k, "/build", c.Build)
 	k.Check(c.Attempt > 0, "/attempt", "is not a positive number")
 	k.Check(c.Most > 0 && c.Most <= mostBuildFail, "/most", "is not between 1 and %d", mostBuildFail)
-	k.Check(!c.NotBefore.IsZero(), "/not_before", "is missing")
-	k.Check(len(c.Hints) <= mostHints, "/hints", "has more than %d items", mostHints)
+	k.Check(!c.FailedAt.IsZero(), "/failed_at", "is missing")
+	k.Check(c.WaitMS >= 0 && c.WaitMS <= mostWait.Milliseconds(), "/wait_ms", "is negative or more than %v", mostWait)
+	k.Check(len(c.Hints) <= MostHints, "/hints", "has more than %d items", MostHints)
 	for i, m := range c.Hints {
 		at := fmt.Sprintf("/hints/%d", i)
 		checkHint(&k, at+"/hint", m.Hint)

@@ -3,6 +3,7 @@ package commands
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
@@ -18,7 +19,7 @@ func match(hint string, recipes ...events.Recipe) events.HintMatch {
 
 // verdict is a policy's on an attempt.
 func verdict(attempt int, hints ...events.HintMatch) HintBuild {
-	return HintBuild{Build: flask, Attempt: attempt, Hints: hints, Most: 3, NotBefore: noon}
+	return HintBuild{Build: flask, Attempt: attempt, Hints: hints, Most: 3, FailedAt: noon, WaitMS: 1000}
 }
 
 func because(attempt int, class events.Class, reason string) events.BuildFailed {
@@ -29,7 +30,7 @@ var (
 	libpqMatch = match("libpq", recipe("apt", "libpq-dev"), recipe("dnf", "libpq-devel"))
 	retryLibpq = events.BuildQueued{
 		Run: runA, Sdist: source1, Constraints: pins, Recipes: []events.Recipe{recipe("apt", "ruby", "libpq-dev"), recipe("dnf", "libpq-devel")},
-		Priority: 3, Retry: true, Hints: []string{"libpq"}, NotBefore: noon,
+		Priority: 3, Retry: true, Hints: []string{"libpq"}, NotBefore: noon.Add(time.Second),
 	}
 
 	hGivenUp = extended(hFailed, events.BuildHinted{Attempt: 1, Reason: "no hint matches its log"})
@@ -40,7 +41,7 @@ var (
 	hMended  = extended(hElse, events.BuildHinted{
 		Attempt: 2, Hints: []events.HintMatch{match("ssl", recipe("apt", "libssl-dev"))}, Retry: true,
 	}, events.BuildQueued{
-		Run: runA, Sdist: source1, Constraints: pins, Priority: 3, Retry: true, Hints: []string{"libpq", "ssl"}, NotBefore: noon,
+		Run: runA, Sdist: source1, Constraints: pins, Priority: 3, Retry: true, Hints: []string{"libpq", "ssl"}, NotBefore: noon.Add(2 * time.Second),
 		Recipes: []events.Recipe{recipe("apt", "ruby", "libpq-dev", "libssl-dev"), recipe("dnf", "libpq-devel")},
 	}, leased(3))
 )
@@ -62,7 +63,7 @@ var buildHintScenarios = []scenario{
 		"only what is new is brought", hFailed, verdict(1, match("ruby", recipe("apt", "ruby")), match("both", recipe("apt", "ruby", "x11"))),
 		then(events.BuildHinted{Attempt: 1, Hints: []events.HintMatch{match("ruby"), match("both", recipe("apt", "x11"))}, Retry: true}, events.BuildQueued{
 			Run: runA, Sdist: source1, Constraints: pins, Recipes: []events.Recipe{recipe("apt", "ruby", "x11")}, Priority: 3, Retry: true,
-			Hints: []string{"both"}, NotBefore: noon,
+			Hints: []string{"both"}, NotBefore: noon.Add(time.Second),
 		}), "", "",
 	},
 	{
@@ -75,7 +76,7 @@ var buildHintScenarios = []scenario{
 	},
 	{
 		"at the last attempt", hFailed,
-		HintBuild{Build: flask, Attempt: 1, Hints: []events.HintMatch{libpqMatch}, Most: 1, NotBefore: noon},
+		HintBuild{Build: flask, Attempt: 1, Hints: []events.HintMatch{libpqMatch}, Most: 1, FailedAt: noon, WaitMS: 1000},
 		then(no(1, "it failed 1 times: MAX_ATTEMPTS allows no more", match("libpq"))), "", "",
 	},
 	{
@@ -97,7 +98,7 @@ var buildHintScenarios = []scenario{
 	},
 	{
 		"failures count only since somebody asked", extended(hGivenUp, fullQueue, leased(2), because(2, events.ClassCompiler, "no gcc")),
-		HintBuild{Build: flask, Attempt: 2, Hints: []events.HintMatch{libpqMatch}, Most: 2, NotBefore: noon},
+		HintBuild{Build: flask, Attempt: 2, Hints: []events.HintMatch{libpqMatch}, Most: 2, FailedAt: noon, WaitMS: 1000},
 		then(events.BuildHinted{Attempt: 2, Hints: []events.HintMatch{libpqMatch}, Retry: true}, retryLibpq), "", "",
 	},
 	{
@@ -107,6 +108,12 @@ var buildHintScenarios = []scenario{
 	{
 		"after it was cancelled", extended(hFailed, events.BuildCancelled{Reason: "no"}), verdict(1, libpqMatch),
 		then(no(1, "it was cancelled", match("libpq"))), "", "",
+	},
+	{
+		"a failure that nothing was done about does not count as one that hints did not mend",
+		extended(hFailed, fullQueue, events.BuildHinted{Attempt: 1, Hints: []events.HintMatch{match("libpq")}, Retry: true}, leased(2), failed(2)),
+		verdict(2, libpqMatch),
+		then(events.BuildHinted{Attempt: 2, Hints: []events.HintMatch{libpqMatch}, Retry: true}, retryLibpq), "", "",
 	},
 	{"overtaken by a failure", extended(hFailed, fullQueue, leased(2), failed(2)), verdict(1, libpqMatch), nil, "", ""},
 	{"overtaken by a success", extended(hFailed, fullQueue, leased(2), succeeded(2, wheel1, hash1)), verdict(1, libpqMatch), nil, "", ""},
@@ -139,6 +146,17 @@ func TestSymptom(t *testing.T) {
 	a, b := fix{}.failed(because(1, events.ClassOther, "the header a.h is missing")), fix{}.failed(because(2, events.ClassOther, "the header b.h is missing"))
 	if a.last == b.last {
 		t.Error("two headers are taken for one")
+	}
+}
+
+// However often it failed, and however long one is to wait: the next attempt is soon enough.
+func TestWaitIsBounded(t *testing.T) {
+	b := Build{Status: "failed", fix: fix{unjudged: 90, failures: 90}}
+	c := verdict(90, libpqMatch)
+	c.Most, c.WaitMS = 100, mostWait.Milliseconds()
+	decided, err := c.Decide(b)
+	if err != nil || len(decided) != 2 || decided[1].(events.BuildQueued).NotBefore != noon.Add(mostWait) {
+		t.Errorf("%+v, %v", decided, err)
 	}
 }
 

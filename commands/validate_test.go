@@ -53,7 +53,7 @@ var whole = []Command{
 	registerW,
 	SaveHint{Hint: wholeHint, Expected: 1, Shipped: true},
 	DeleteHint{"libpq", 1},
-	HintBuild{flask, 1, []events.HintMatch{libpqMatch}, 3, noon},
+	HintBuild{flask, 1, []events.HintMatch{libpqMatch}, 3, noon, 1},
 }
 
 var wholeHint = events.Hint{
