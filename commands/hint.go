@@ -105,6 +105,7 @@ func (c SaveHint) Validate() error {
 
 func checkHint(k *fault.Checks, at, id string) {
 	k.Check(form(id, hintForm, 100), at, "is not a hint's id: letters, digits, '.', '_', '-', not '.' first, at most 100")
+	k.Check(id != "import", at, "is a path of its own: choose another")
 }
 
 // Validate checks the shape.
