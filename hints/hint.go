@@ -55,7 +55,7 @@ func Validate(h events.Hint) error {
 	matched := len(h.Examples) == 0
 	checkList(&k, "/examples", h.Examples, mostExamples, func(at, line string) {
 		k.Check(text(line, mostExample) && !strings.Contains(line, "\n"), at, "is longer than %d bytes, not text, or more than one line", mostExample)
-		matched = matched || re == nil || re.MatchString(line)
+		matched = matched || re == nil || re.Match(plain([]byte(line)))
 	})
 	k.Check(matched, "/examples", "holds no line that the pattern matches")
 	return k.Err()
@@ -83,7 +83,12 @@ func checkPattern(k *fault.Checks, pattern string) *regexp.Regexp {
 		k.Check(false, at, "is not a regular expression (RE2): %s", reason(err))
 		return nil
 	}
-	k.Check(!re.MatchString(""), at, "matches the empty string, and so every line")
+	switch {
+	case re.MatchString(""):
+		k.Check(false, at, "matches the empty string, and so every line")
+	case literals(parsed.Simplify()) == nil:
+		k.Check(false, at, "needs no text of %d letters or more in a line: write out a word that is always there", leastLiteral)
+	}
 	return re
 }
 

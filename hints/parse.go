@@ -121,10 +121,10 @@ func tree(data []byte) (any, error) {
 	if len(n.Content) == 0 {
 		return nil, nil
 	}
-	return plain(n.Content[0], 0)
+	return value(n.Content[0], 0)
 }
 
-func plain(n *yaml.Node, depth int) (any, error) {
+func value(n *yaml.Node, depth int) (any, error) {
 	if depth > mostDepth {
 		return nil, fault.New(fault.Invalid, "line %d: more than %d levels", n.Line, mostDepth)
 	}
@@ -132,7 +132,7 @@ func plain(n *yaml.Node, depth int) (any, error) {
 	case yaml.SequenceNode:
 		list := make([]any, 0, len(n.Content))
 		for _, c := range n.Content {
-			v, err := plain(c, depth+1)
+			v, err := value(c, depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -146,7 +146,7 @@ func plain(n *yaml.Node, depth int) (any, error) {
 			if _, twice := m[key.Value]; key.Kind != yaml.ScalarNode || twice {
 				return nil, fault.New(fault.Invalid, "line %d: a key that is no text, or is there twice", key.Line)
 			}
-			v, err := plain(n.Content[i+1], depth+1)
+			v, err := value(n.Content[i+1], depth+1)
 			if err != nil {
 				return nil, err
 			}
