@@ -14,8 +14,8 @@ const (
 	mostSpelt    = 4_000
 )
 
-// literals returns what a folded line must hold where the pattern matches it: of each list at least one string. Without any list a line
-// tells nothing before the pattern is tried.
+// literals returns what a folded line must hold where the pattern matches it: of each list at least one string, one after the other, without
+// overlap. Without any list a line tells nothing before the pattern is tried.
 func literals(re *syntax.Regexp) [][]string {
 	return need(re).lists()
 }
@@ -54,11 +54,18 @@ func need(re *syntax.Regexp) needs {
 	case syntax.OpEmptyMatch, syntax.OpBeginLine, syntax.OpEndLine, syntax.OpBeginText, syntax.OpEndText, syntax.OpWordBoundary, syntax.OpNoWordBoundary:
 		return needs{exact: []string{""}}
 	case syntax.OpLiteral:
-		parts := make([]needs, len(re.Rune))
-		for i, r := range re.Rune {
-			parts[i] = rune1(r, re.Flags&syntax.FoldCase != 0)
+		var parts []needs
+		var run strings.Builder
+		for _, r := range re.Rune {
+			one := rune1(r, re.Flags&syntax.FoldCase != 0)
+			if one.exact == nil {
+				parts = append(parts, needs{exact: []string{run.String()}}, one)
+				run.Reset()
+				continue
+			}
+			run.WriteString(one.exact[0])
 		}
-		return concat(parts)
+		return concat(append(parts, needs{exact: []string{run.String()}}))
 	case syntax.OpCharClass:
 		var parts []needs
 		for i := 0; i < len(re.Rune); i += 2 {

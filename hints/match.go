@@ -3,7 +3,6 @@ package hints
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +57,7 @@ type group struct {
 	pattern string
 	hints   []int32
 	must    [][]string // as literals returns it
+	key     int        // the list of must that the automaton looks for
 	re      atomic.Pointer[regexp.Regexp]
 }
 
@@ -106,16 +106,19 @@ func (m *Matcher) index() error {
 	}
 	total := 0
 	for _, g := range m.groups {
-		slices.SortStableFunc(g.must, func(a, b []string) int {
-			return cmp.Or(cmp.Compare(cost(shared, a), cost(shared, b)), cmp.Compare(len(b[0]), len(a[0])))
-		})
-		total += len(g.must[0])
+		best := math.MaxInt
+		for i, list := range g.must {
+			if n := cost(shared, list); n < best || n == best && len(list[0]) > len(g.must[g.key][0]) {
+				g.key, best = i, n
+			}
+		}
+		total += len(g.must[g.key])
 	}
 	size := min(mostKey, max(leastLiteral, mostStates/total))
 	ids := map[string]int{}
 	var keys []string
 	for i, g := range m.groups {
-		for _, s := range g.must[0] {
+		for _, s := range g.must[g.key] {
 			at, _ := rarest(shared, s)
 			at = max(0, min(at-(size-gram)/2, len(s)-size))
 			key := s[at:min(at+size, len(s))]
@@ -220,9 +223,16 @@ func (m *Matcher) Match(b Build, log io.Reader) ([]Match, error) {
 // find says where the pattern matches the line, or -1.
 func (g *group) find(m *Matcher, line, folded []byte) int {
 	for _, list := range g.must {
-		if !slices.ContainsFunc(list, func(s string) bool { return bytes.Contains(folded, []byte(s)) }) {
+		end := math.MaxInt
+		for _, s := range list {
+			if i := bytes.Index(folded[:min(end, len(folded))], []byte(s)); i >= 0 {
+				end = i + len(s)
+			}
+		}
+		if end > len(folded) {
 			return -1
 		}
+		folded = folded[end:]
 	}
 	re := g.re.Load()
 	if re == nil {
