@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/hints"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -344,8 +345,8 @@ func (c EnqueueBuild) Validate() error {
 	k.Check(len(c.Recipes) <= mostRecipes, "/recipes", "has more than %d items", mostRecipes)
 	for i, r := range c.Recipes {
 		at := fmt.Sprintf("/recipes/%d", i)
-		k.Check(kindForm.MatchString(r.Kind), at+"/kind", "is not one of apt, dnf, pip, env")
-		checkLines(&k, at+"/items", r.Items, mostItems)
+		hints.CheckRecipe(&k, at, r)
+		k.Check(r.Kind != "version", at+"/kind", "is advice for people: a build cannot follow it")
 	}
 	k.Check(c.Priority >= -mostPriority && c.Priority <= mostPriority, "/priority", "is not between -%d and %d", mostPriority, mostPriority)
 	return k.Err()

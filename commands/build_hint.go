@@ -20,6 +20,7 @@ const (
 	mostHintText  = 500 // bytes of a line
 	mostBuildFail = 100 // attempts that may fail
 	mostWait      = 10 * time.Minute
+	mostItems     = 100 // of one kind of recipe, as hints.CheckRecipe has it
 )
 
 // fix is how trying to mend a build stands.

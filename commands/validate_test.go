@@ -201,7 +201,8 @@ func TestValidateForms(t *testing.T) {
 		"worker":      {"", "-w", ".w", strings.Repeat("a", 101)},
 		"python":      {"3", "2.7", "3.", "3.1111", "3.11.2", "4.0"},
 		"tags/0":      {"", "py3", "py3-none", "py3-none-any-x"},
-		"kind":        {"", "APT", "brew"},
+		"kind":        {"", "APT", "brew", "version"},
+		"items/0":     {"", "-y", "--reinstall", "https://files.example/x.deb", "ruby;reboot", "$(reboot)"},
 		"action":      {"", "Build", "rebuild"},
 		"reason code": {"", "Asked", "two words", "-a", "a-", "a--b", strings.Repeat("a", 51)},
 		"status":      {"", "Built", "queued"},
@@ -241,7 +242,8 @@ func TestValidateForms(t *testing.T) {
 		}
 		for _, value := range bad[form] {
 			optional := value == "" && (last == "wheel" || l.pointer == "/platform" || last == "sha256" && strings.Contains(l.command.Name(), "manifest"))
-			if !optional {
+			advice := value == "version" && strings.Contains(l.command.Name(), "hint") // which a hint may give
+			if !optional && !advice {
 				refuse(t, l, value)
 			}
 		}
@@ -249,7 +251,7 @@ func TestValidateForms(t *testing.T) {
 			for _, value := range paths {
 				refuse(t, l, value)
 			}
-		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "items/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
+		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
 			t.Errorf("%s has no form: say that it is free text, or what is bad", l)
 		}
 	})
@@ -316,6 +318,31 @@ func TestValidateCombinations(t *testing.T) {
 		var f *fault.Error
 		if err := c.Validate(); !errors.As(err, &f) || len(f.Fields) != 1 || f.Fields[0].Pointer != pointer {
 			t.Errorf("%s: %v, want one reason at %s", c.Name(), err, pointer)
+		}
+	}
+}
+
+// Recipes keep to the grammar of their kind, since workers run what they say.
+func TestValidateRecipes(t *testing.T) {
+	for _, c := range []struct {
+		kind, item, pointer string
+	}{
+		{"apt", "libpq-dev", ""},
+		{"dnf", "libpq-devel", ""},
+		{"pip", "setuptools-scm[toml]>=6", ""},
+		{"constraint", "cython<3", ""},
+		{"env", "CFLAGS=-O1 -g", ""},
+		{"apt", "--purge", "/recipes/0/items/0"},
+		{"dnf", "libpq devel", "/recipes/0/items/0"},
+		{"pip", "--index-url=https://files.example", "/recipes/0/items/0"},
+		{"constraint", "cython @ https://files.example/x.whl", "/recipes/0/items/0"},
+		{"env", "LD_PRELOAD=x.so", "/recipes/0/items/0"},
+		{"version", "aiohttp>=3.8.3", "/recipes/0/kind"},
+	} {
+		enqueue := EnqueueBuild{Build: flask, Recipes: []events.Recipe{{Kind: c.kind, Items: []string{c.item}}}}
+		var f *fault.Error
+		if err := enqueue.Validate(); c.pointer == "" && err != nil || c.pointer != "" && (!errors.As(err, &f) || len(f.Fields) != 1 || f.Fields[0].Pointer != c.pointer) {
+			t.Errorf("%s %s: %v", c.kind, c.item, err)
 		}
 	}
 }

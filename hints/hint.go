@@ -2,6 +2,7 @@ package hints
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"regexp/syntax"
 	"slices"
@@ -15,7 +16,7 @@ import (
 // Limits of a hint. They keep its event small and the work for a line bounded.
 const (
 	mostPattern  = 1_000 // bytes
-	mostProgram  = 1_000 // instructions of the compiled pattern
+	mostSize     = 1_000 // steps of the pattern with its repetitions spelt out
 	mostNote     = 4_000 // bytes
 	mostTags     = 20
 	mostLimits   = 100 // items of each list of applies_to
@@ -52,10 +53,10 @@ func Validate(h events.Hint) error {
 	checkForms(&k, "/applies_to/build_backends", a.BuildBackends, mostLimits, backendForm, "is not a build backend (PEP 517) such as setuptools.build_meta")
 	checkForms(&k, "/applies_to/packages", a.Packages, mostLimits, nameForm, "is not a normalised project name (PEP 503)")
 	k.Check(h.Confidence >= 0 && h.Confidence <= 1, "/confidence", "is not between 0 and 1")
-	matched := len(h.Examples) == 0
+	matched := len(h.Examples) == 0 || len(h.Examples) > mostExamples
 	checkList(&k, "/examples", h.Examples, mostExamples, func(at, line string) {
 		k.Check(text(line, mostExample) && !strings.Contains(line, "\n"), at, "is longer than %d bytes, not text, or more than one line", mostExample)
-		matched = matched || re == nil || re.MatchString(line)
+		matched = matched || re == nil || re.Match(plain([]byte(line)))
 	})
 	k.Check(matched, "/examples", "holds no line that the pattern matches")
 	return k.Err()
@@ -73,9 +74,8 @@ func checkPattern(k *fault.Checks, pattern string) *regexp.Regexp {
 		k.Check(false, at, "is not a regular expression (RE2): %s", reason(err))
 		return nil
 	}
-	prog, err := syntax.Compile(parsed.Simplify())
-	if err != nil || len(prog.Inst) > mostProgram {
-		k.Check(false, at, "takes more than %d instructions: use smaller repetitions", mostProgram)
+	if size(parsed) > mostSize { // before compiling it, which is what costs
+		k.Check(false, at, "is larger than %d steps with its repetitions spelt out: use smaller ones", mostSize)
 		return nil
 	}
 	re, err := regexp.Compile(pattern)
@@ -83,8 +83,28 @@ func checkPattern(k *fault.Checks, pattern string) *regexp.Regexp {
 		k.Check(false, at, "is not a regular expression (RE2): %s", reason(err))
 		return nil
 	}
-	k.Check(!re.MatchString(""), at, "matches the empty string, and so every line")
+	switch {
+	case re.MatchString(""):
+		k.Check(false, at, "matches the empty string, and so every line")
+	case literals(parsed.Simplify()) == nil:
+		k.Check(false, at, "needs no text of %d letters or more in a line: write out a word that is always there", leastLiteral)
+	}
 	return re
+}
+
+// size is about the number of instructions that the pattern is compiled to.
+func size(re *syntax.Regexp) int {
+	n := 1
+	if re.Op == syntax.OpLiteral {
+		n = len(re.Rune)
+	}
+	for _, s := range re.Sub {
+		n += size(s)
+	}
+	if re.Op == syntax.OpRepeat {
+		n *= max(re.Min+1, re.Max)
+	}
+	return min(n, math.MaxInt32)
 }
 
 // reason says what is wrong with a pattern, without the part of the pattern that syntax.Error quotes.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -23,6 +25,7 @@ import (
 const (
 	mostData    = 5_000_000 // bytes
 	mostEntries = 20_000
+	mostMarks   = 700_000 // characters of YAML that may begin a node: a node takes some hundred bytes
 	mostDepth   = 20
 )
 
@@ -50,13 +53,9 @@ func Parse(data []byte) ([]Entry, error) {
 	entries := make([]Entry, len(list))
 	ids, patterns := map[string]int{}, map[string]int{}
 	for i, item := range list {
-		r := reader{packages: packages}
-		h := r.hint(item)
-		entries[i] = Entry{i, h, r.k.Err()}
-		if entries[i].Err == nil {
-			entries[i].Err = Validate(h)
-		}
-		if entries[i].Err != nil {
+		h, err := entry(item, packages)
+		entries[i] = Entry{i, h, err}
+		if err != nil {
 			continue
 		}
 		same := sameness(h)
@@ -69,6 +68,27 @@ func Parse(data []byte) ([]Entry, error) {
 		}
 	}
 	return entries, nil
+}
+
+// entry reads one hint and says everything that is wrong with it: where it cannot be read, Validate adds nothing.
+func entry(item any, packages bool) (h events.Hint, err error) {
+	r := reader{packages: packages}
+	m := r.mapping("", item)
+	if m == nil {
+		return h, r.k.Err()
+	}
+	h = r.hint(m)
+	unread, _ := errors.AsType[*fault.Error](r.k.Err())
+	invalid, _ := errors.AsType[*fault.Error](Validate(h))
+	if invalid != nil {
+		for _, f := range invalid.Fields {
+			known := unread != nil && slices.ContainsFunc(unread.Fields, func(u fault.Field) bool {
+				return u.Pointer != "" && (strings.HasPrefix(u.Pointer, f.Pointer) || strings.HasPrefix(f.Pointer, u.Pointer))
+			})
+			r.k.Check(known, f.Pointer, "%s", f.Detail)
+		}
+	}
+	return h, r.k.Err()
 }
 
 func duplicate(at, format string, earlier int) error {
@@ -114,17 +134,25 @@ func tree(data []byte) (any, error) {
 			return v, nil
 		}
 	}
-	var n yaml.Node
-	if err := yaml.Unmarshal(data, &n); err != nil {
+	marks := 0
+	for _, mark := range []string{"\n", ",", ":", "?", "[", "{", "- "} {
+		marks += bytes.Count(data, []byte(mark))
+	}
+	if marks > mostMarks {
+		return nil, fault.New(fault.TooLarge, "the import has more than %d lines and items: send it in parts, or as JSON", mostMarks)
+	}
+	var n, more yaml.Node
+	documents := yaml.NewDecoder(bytes.NewReader(data))
+	if err := documents.Decode(&n); err != nil {
 		return nil, fault.New(fault.Invalid, "the import is neither JSON nor YAML: %w", err)
 	}
-	if len(n.Content) == 0 {
-		return nil, nil
+	if err := documents.Decode(&more); err != io.EOF {
+		return nil, fault.New(fault.Invalid, "the import goes on after its first document")
 	}
-	return plain(n.Content[0], 0)
+	return value(n.Content[0], 0)
 }
 
-func plain(n *yaml.Node, depth int) (any, error) {
+func value(n *yaml.Node, depth int) (any, error) {
 	if depth > mostDepth {
 		return nil, fault.New(fault.Invalid, "line %d: more than %d levels", n.Line, mostDepth)
 	}
@@ -132,7 +160,7 @@ func plain(n *yaml.Node, depth int) (any, error) {
 	case yaml.SequenceNode:
 		list := make([]any, 0, len(n.Content))
 		for _, c := range n.Content {
-			v, err := plain(c, depth+1)
+			v, err := value(c, depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -146,7 +174,7 @@ func plain(n *yaml.Node, depth int) (any, error) {
 			if _, twice := m[key.Value]; key.Kind != yaml.ScalarNode || twice {
 				return nil, fault.New(fault.Invalid, "line %d: a key that is no text, or is there twice", key.Line)
 			}
-			v, err := plain(n.Content[i+1], depth+1)
+			v, err := value(n.Content[i+1], depth+1)
 			if err != nil {
 				return nil, err
 			}
@@ -173,8 +201,7 @@ type reader struct {
 	packages bool // the errors form
 }
 
-func (r *reader) hint(v any) (h events.Hint) {
-	m := r.mapping("", v)
+func (r *reader) hint(m map[string]any) (h events.Hint) {
 	for _, name := range slices.Sorted(maps.Keys(m)) {
 		v, at := m[name], "/"+name
 		switch {

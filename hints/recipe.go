@@ -21,14 +21,17 @@ const (
 )
 
 var (
-	// Debian policy 5.6.1 (name), 11.1.1 and 5.6.12 (version).
-	aptForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?(=([0-9]+:)?[0-9][A-Za-z0-9.+~-]*)?$`)
+	// Debian policy 5.6.1 and 5.6.12. No name ends in '-': for apt-get that is the order to remove the package.
+	aptForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*[a-z0-9+.](:[a-z0-9][a-z0-9-]*)?(=([0-9]+:)?[0-9][A-Za-z0-9.+~-]*)?$`)
 	// A name, with version, release and architecture where they are given, or a capability such as pkgconfig(libpq) that dnf looks up.
 	dnfForm   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._+~^-]*(\([A-Za-z0-9][A-Za-z0-9._+:-]*\))?$`)
 	extraForm = regexp.MustCompile(`^\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\]`)
 	// PEP 508 names, and after them specifiers.
 	projectForm   = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`)
 	specifierForm = regexp.MustCompile(`^ *(===|~=|==|!=|<=|>=|<|>) *([A-Za-z0-9.!+_-]+?)(\.\*)? *$`)
+	releaseForm   = regexp.MustCompile(`^([0-9]+!)?[0-9]+(\.[0-9]+)*$`)
+	seriesForm    = regexp.MustCompile(`^v?([0-9]+!)?[0-9]+\.[0-9]+`)
+	fileForm      = regexp.MustCompile(`(?i)\.(whl|zip|egg|tar|tgz|tbz|txz|gz|bz2|xz|lz|lzma)$`) // what pip reads as a path
 	variableForm  = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	// Variables that decide which programs and libraries run, where they find their settings and whom they trust, or how the worker keeps a
 	// build in its box.
@@ -89,19 +92,25 @@ func requirement(s string, extras bool) bool {
 	if extras {
 		rest = strings.TrimLeft(rest[len(extraForm.FindString(rest)):], " ")
 	}
-	if name == "" || rest == "" {
-		return name != ""
+	if name == "" || fileForm.MatchString(name) || strings.HasSuffix(s, " ") {
+		return false
 	}
-	for one := range strings.SplitSeq(rest, ",") {
-		m := specifierForm.FindStringSubmatch(one)
-		if m == nil || m[3] != "" && m[1] != "==" && m[1] != "!=" {
-			return false
-		}
-		if _, err := version.Parse(m[2]); err != nil {
-			return false
-		}
+	return rest == "" || !slices.ContainsFunc(strings.Split(rest, ","), badSpecifier)
+}
+
+func badSpecifier(s string) bool {
+	m := specifierForm.FindStringSubmatch(s)
+	if m == nil {
+		return true
 	}
-	return true
+	operator, number, wildcard := m[1], m[2], m[3] != ""
+	if _, err := version.Parse(number); err != nil {
+		return true
+	}
+	exact := operator == "==" || operator == "!="
+	return wildcard && (!exact || !releaseForm.MatchString(number)) ||
+		strings.Contains(number, "+") && !exact && operator != "===" ||
+		operator == "~=" && !seriesForm.MatchString(number)
 }
 
 func badAssignment(s string) string {
