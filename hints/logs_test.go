@@ -20,7 +20,7 @@ var failed = map[string]string{
 	"cffi":               "libffi",
 	"contourpy@nogpp":    "cxx-compiler",
 	"contourpy@nopython": "python-headers",
-	"cryptography":       "network-tls rust",
+	"cryptography":       "network-tls rust-temporary",
 	"dbus-python":        "dbus pkg-config",
 	"dbus-python@pkg":    "dbus",
 	"dlib":               "cmake",
