@@ -346,7 +346,8 @@ const (
 )
 
 // notifier wakes other processes after commits, on a connection of its own and never inside the append: a notify in a transaction takes
-// a database-wide lock at commit.
+// a database-wide lock at commit. Nor does it wait for the disk, which the next append wants: a wake-up that a crash takes is made up
+// for by the poll.
 func (l *Log) notifier(ctx context.Context) {
 	for {
 		select {
@@ -354,7 +355,8 @@ func (l *Log) notifier(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if _, err := l.pool.Exec(ctx, `select pg_notify($1, $2)`, channel, strconv.FormatInt(l.Head(), 10)); err != nil && ctx.Err() == nil {
+		_, err := l.pool.Exec(ctx, `select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)`, channel, strconv.FormatInt(l.Head(), 10))
+		if err != nil && ctx.Err() == nil {
 			l.logger.Warn("other processes were not woken; they poll", "error", err)
 		}
 		pause(ctx, notifyAtMost)

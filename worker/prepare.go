@@ -53,6 +53,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 		return err
 	}
 	w.clean()
+	w.forget()
 	return nil
 }
 
@@ -435,6 +436,29 @@ func (w *Worker) clean() {
 				w.Logger.Warn("an old work folder cannot be removed", "folder", e.Name(), "error", err)
 			}
 		}
+	}
+}
+
+// sourceAge is how long a source distribution is kept after its last use.
+const sourceAge = 30 * 24 * time.Hour
+
+// forget removes sources from the cache that were not used for long; the planner touches what it uses.
+func (w *Worker) forget() {
+	err := filepath.WalkDir(w.path("cache", "sdists"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && time.Since(info.ModTime()) > sourceAge {
+			err = os.Remove(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) { // another worker's start was quicker
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		w.Logger.Warn("old sources cannot be removed from the cache", "error", err)
 	}
 }
 

@@ -173,12 +173,14 @@ func barePublish(b *testing.B, publishers int, window time.Duration) float64 {
 	return float64(n.Load()) / time.Since(begin).Seconds()
 }
 
-// BenchmarkLogSize compares posts with the wait at 10,000 and at 1,000,000 events in the log, whose read models are built.
+// BenchmarkLogSize compares appends and posts with the wait on two control planes side by side, with 10,000 and with 1,000,000 events in
+// the log and in their read models. The two take turns, since what else the machine does comes and goes.
 func BenchmarkLogSize(b *testing.B) {
+	const rounds, window = 7, time.Second
 	for b.Loop() {
-		p := startBench(b)
-		var rates [2]float64
+		var planes [2]*plane
 		for i, size := range []int64{10_000, 1_000_000} {
+			p := startBench(b)
 			fill(b, p.log, size)
 			ctx, cancel := context.WithTimeout(b.Context(), 10*time.Minute)
 			if err := p.read.Wait(ctx, p.log.Head()); err != nil {
@@ -189,17 +191,55 @@ func BenchmarkLogSize(b *testing.B) {
 			if _, err := p.pool.Exec(b.Context(), `vacuum analyze`); err != nil {
 				b.Fatal(err)
 			}
-			p.load(b, 64, time.Second, "", http.StatusCreated)
-			var r []float64
-			for range 3 {
-				r = append(r, p.load(b, 64, 2*time.Second, "", http.StatusCreated).rate)
-			}
-			rates[i] = middle(r)
+			p.load(b, 64, window, "", http.StatusCreated)
+			planes[i] = p
 		}
-		b.ReportMetric(rates[0], "at-10k/s")
-		b.ReportMetric(rates[1], "at-1M/s")
-		b.ReportMetric(rates[1]/rates[0], "1M/10k")
+		var posts, appends [2][]float64
+		for range rounds {
+			for i, p := range planes {
+				posts[i] = append(posts[i], p.load(b, 64, window, "", http.StatusCreated).rate)
+				appends[i] = append(appends[i], appendRate(b, p, 64, window))
+			}
+		}
+		b.ReportMetric(middle(posts[0]), "posts-10k/s")
+		b.ReportMetric(middle(posts[1]), "posts-1M/s")
+		b.ReportMetric(middle(posts[1])/middle(posts[0]), "posts-1M/10k")
+		b.ReportMetric(middle(appends[0]), "appends-10k/s")
+		b.ReportMetric(middle(appends[1]), "appends-1M/s")
+		b.ReportMetric(middle(appends[1])/middle(appends[0]), "appends-1M/10k")
 	}
+}
+
+// appendRate is how many commands of one event n writers append a second, and waits until the read models have them.
+func appendRate(b *testing.B, p *plane, n int, window time.Duration) float64 {
+	b.Helper()
+	var count atomic.Int64
+	var wg sync.WaitGroup
+	begin := time.Now()
+	for range n {
+		wg.Go(func() {
+			for time.Since(begin) < window {
+				id := events.BuildID{Name: fmt.Sprintf("append-%d", serial.Add(1)), Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64"}
+				results, err := p.log.Append(b.Context(), eventlog.Entry{
+					Outcome: eventlog.Outcome{Command: uuid.Must(uuid.NewV7()), Name: "append", Stream: id.Stream(), Actor: "bench", Status: eventlog.Applied},
+					Events:  []events.Event{events.BuildQueued{Priority: 3}},
+				})
+				if err != nil || results[0].Err != nil {
+					b.Error(err, results)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	rate := float64(count.Load()) / time.Since(begin).Seconds()
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	if err := p.read.Wait(ctx, p.log.Head()); err != nil {
+		b.Fatal(err)
+	}
+	return rate
 }
 
 // fill appends histories of builds until the log holds size events.

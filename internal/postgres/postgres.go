@@ -61,7 +61,6 @@ func defaults() map[string]string {
 		"max_connections":         "100",
 		"shared_buffers":          "128MB",
 		"max_wal_size":            "1GB",
-		"wal_compression":         "on",
 		"fsync":                   "on",
 		"full_page_writes":        "on",
 		"synchronous_commit":      "on",
