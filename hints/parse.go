@@ -144,13 +144,16 @@ func tree(data []byte) (any, error) {
 	var n, more yaml.Node
 	documents := yaml.NewDecoder(bytes.NewReader(data))
 	if err := documents.Decode(&n); err != nil {
-		return nil, fault.New(fault.Invalid, "the import is neither JSON nor YAML: %w", err)
+		return nil, fault.New(fault.Invalid, "the import is neither JSON nor YAML: %s", quoted.ReplaceAllString(err.Error(), "…"))
 	}
 	if err := documents.Decode(&more); err != io.EOF {
 		return nil, fault.New(fault.Invalid, "the import goes on after its first document")
 	}
 	return value(n.Content[0], 0)
 }
+
+// quoted is what an error of the YAML library repeats of the data.
+var quoted = regexp.MustCompile(`(?s)'.*'`)
 
 func value(n *yaml.Node, depth int) (any, error) {
 	if depth > mostDepth {
