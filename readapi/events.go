@@ -73,7 +73,7 @@ func (t *eventStream) VisitFollowEventsResponse(w http.ResponseWriter) error {
 	live, told := false, t.at
 	for ok && t.ctx.Err() == nil {
 		frames, behind, wake := t.feed.after(t.at)
-		to := t.at
+		var to int64
 		switch {
 		case behind && live:
 			out.send(fmt.Appendf(nil, "event: dropped\ndata: {\"position\":%d}\n\n", t.at))

@@ -75,9 +75,9 @@ func rss(t *testing.T, pid int) float64 {
 	return float64(kb) / 1024
 }
 
-// post enqueues from 16 clients for a while, without waiting for outcomes, and says how many a second were handled and the longest answer. With
+// enqueue posts from 16 clients for a while, without waiting for outcomes, and says how many a second were handled and the longest answer. With
 // pace, each client waits so long between two.
-func (p *program) post(window, pace time.Duration) (rate float64, longest time.Duration) {
+func (p *program) enqueue(window, pace time.Duration) (rate float64, longest time.Duration) {
 	p.t.Helper()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
 	defer client.CloseIdleConnections()
@@ -121,8 +121,8 @@ func TestFiveHundredFollowers(t *testing.T) {
 	const followers = 500
 	p := newProgram(t)
 	pid, stop := p.serve()
-	alone, _ := p.post(2*time.Second, 0)
-	slow, slowMost := p.post(2*time.Second, 100*time.Millisecond)
+	alone, _ := p.enqueue(2*time.Second, 0)
+	slow, slowMost := p.enqueue(2*time.Second, 100*time.Millisecond)
 	time.Sleep(time.Second)
 	before := rss(t, pid)
 	var seen [followers]atomic.Int64
@@ -166,9 +166,9 @@ func TestFiveHundredFollowers(t *testing.T) {
 		}
 	}
 	idle := rss(t, pid)
-	with, withMost := p.post(4*time.Second, 100*time.Millisecond)
+	with, withMost := p.enqueue(4*time.Second, 100*time.Millisecond)
 	paced := rss(t, pid)
-	full, _ := p.post(4*time.Second, 0)
+	full, _ := p.enqueue(4*time.Second, 0)
 	busy := rss(t, pid)
 	if with < slow/2 { // much less than is seen, since others may use the machine
 		t.Errorf("%.0f posts/s at a leisurely pace, %.0f without followers", with, slow)
