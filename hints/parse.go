@@ -143,7 +143,9 @@ func tree(data []byte) (any, error) {
 	}
 	var n, more yaml.Node
 	documents := yaml.NewDecoder(bytes.NewReader(data))
-	if err := documents.Decode(&n); err != nil {
+	if err := documents.Decode(&n); err == io.EOF {
+		return nil, nil
+	} else if err != nil {
 		return nil, fault.New(fault.Invalid, "the import is neither JSON nor YAML: %s", quoted.ReplaceAllString(err.Error(), "…"))
 	}
 	if err := documents.Decode(&more); err != io.EOF {
