@@ -51,6 +51,17 @@ var whole = []Command{
 	PauseQueue{"no"},
 	ResumeQueue{},
 	registerW,
+	SaveHint{Hint: wholeHint, Expected: 1, Shipped: true},
+	DeleteHint{"libpq", 1},
+	HintBuild{flask, 1, []events.HintMatch{libpqMatch}, 3, noon, 1},
+}
+
+var wholeHint = events.Hint{
+	ID: "libpq", Pattern: "libpq-fe", Recipes: aptRuby, Note: "n", Tags: []string{"c"}, Severity: "error", Confidence: 0.5, Examples: []string{"libpq-fe.h"},
+	AppliesTo: events.AppliesTo{
+		Platforms: []string{"linux"}, Arch: []string{"x86_64"}, PythonVersions: []string{"3.11"}, BuildBackends: []string{"flit_core.buildapi"},
+		Packages: []string{"flask"},
+	},
 }
 
 var wholeEntry = events.ManifestEntry{
@@ -98,13 +109,17 @@ func leaves(t testing.TB, c Command) (all []leaf) {
 				return
 			}
 			for i := range typ.NumField() {
-				name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
-				walk(typ.Field(i).Type, pointer+"/"+name, func(v reflect.Value) reflect.Value { return find(v).Field(i) })
+				name, _, tagged := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+				at := pointer + "/" + name
+				if typ.Field(i).Anonymous && !tagged && name == "" {
+					at = pointer
+				}
+				walk(typ.Field(i).Type, at, func(v reflect.Value) reflect.Value { return find(v).Field(i) })
 			}
 		case reflect.Slice:
 			add(typ, pointer, find)
 			walk(typ.Elem(), pointer+"/0", func(v reflect.Value) reflect.Value { return find(v).Index(0) })
-		case reflect.String, reflect.Int, reflect.Int64, reflect.Map, reflect.Array:
+		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64, reflect.Map, reflect.Array:
 			add(typ, pointer, find)
 		case reflect.Bool: // cannot be bad
 		default:
@@ -195,9 +210,13 @@ func TestValidateForms(t *testing.T) {
 		"strategy":    {"", "newest"},
 		"class":       {"", "Compiler", "bug"},
 		"build mode":  {"", "none"},
+		"hint":        {"", ".a", strings.Repeat("a", 101)},
+		"hint tag":    {"", "-a", strings.Repeat("a", 51)},
+		"severity":    {"", "Error", "fatal"},
 	}
 	forms := map[string]string{
 		"platform_tag": "platform", "metadata_sha256": "sha256", "sdist_sha256": "sha256", "wheel": "filename", "project": "name", "names/0": "name",
+		"packages/0": "name", "python_versions/0": "python", "id": "hint",
 	}
 	everyLeaf(t, func(t *testing.T, l leaf) {
 		if l.kind.Kind() != reflect.String || slices.Contains(unused, l.String()) {
@@ -216,12 +235,15 @@ func TestValidateForms(t *testing.T) {
 			return // free text
 		case last == "reason":
 			form = "reason code"
+		case l.String() == "hint.save /tags/0":
+			form = "hint tag"
 		case l.String() == "run.submit /build":
 			form = "build mode"
 		}
 		for _, value := range bad[form] {
 			optional := value == "" && (last == "wheel" || l.pointer == "/platform" || last == "sha256" && strings.Contains(l.command.Name(), "manifest"))
-			if !optional {
+			advice := value == "version" && strings.Contains(l.command.Name(), "hint") // which a hint may give
+			if !optional && !advice {
 				refuse(t, l, value)
 			}
 		}
@@ -229,7 +251,7 @@ func TestValidateForms(t *testing.T) {
 			for _, value := range paths {
 				refuse(t, l, value)
 			}
-		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0"}, last) {
+		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
 			t.Errorf("%s has no form: say that it is free text, or what is bad", l)
 		}
 	})
@@ -245,6 +267,10 @@ func TestValidateNumbersAndLists(t *testing.T) {
 			if !strings.HasSuffix(l.pointer, "/attempt") || !slices.Contains(held, l.command.Name()) {
 				refuse(t, l, math.MinInt64)
 			}
+		case reflect.Float64:
+			refuse(t, l, -0.1)
+			refuse(t, l, 1.1)
+			refuse(t, l, math.NaN())
 		case reflect.Slice:
 			item := l.find(reflect.ValueOf(l.command)).Index(0)
 			many := reflect.MakeSlice(l.kind, 0, 50_001)

@@ -25,17 +25,42 @@ type HistoryRow struct {
 	DurationMS int64     `db:"duration_ms" sql:"bigint"`
 }
 
-type historyTables struct{ entries *journal[HistoryRow] }
+// HistoryHint says that a hint matched the failed attempt of a history entry, or that its recipes made an attempt succeed.
+type HistoryHint struct {
+	Position int64  `db:"position" sql:"bigint primary key"` // of the entry
+	Hint     string `db:"hint" sql:"text primary key"`
+}
+
+// Key is all of it.
+func (h HistoryHint) Key() HistoryHint { return h }
+
+type historyTables struct {
+	entries *journal[HistoryRow]
+	hints   *table[HistoryHint, HistoryHint]
+}
 
 var history = define("history", 1, func(m *models) *historyTables {
-	return &historyTables{newJournal[HistoryRow](m, "entries",
-		"(name, position)", "(status, position)", "(run_id, position) where run_id is not null",
-		"(platform_tag, python_tag, position)", "(time, status)")}
+	return &historyTables{
+		newJournal[HistoryRow](m, "entries",
+			"(name, position)", "(status, position)", "(run_id, position) where run_id is not null",
+			"(platform_tag, python_tag, position)", "(time, status)"),
+		newTable[HistoryHint, HistoryHint](m, "hints", "(hint, position)"),
+	}
 }, onEach((*historyTables).add, buildEvents...)...)
 
 func (t *historyTables) add(m events.Recorded) {
 	if row, ok := historyOf(m); ok {
 		t.entries.Insert(row)
+	}
+	switch e := m.Event.(type) {
+	case events.BuildHinted:
+		for _, h := range hintIDs(e.Hints) {
+			t.hints.Put(HistoryHint{m.Causation, h}) // what the verdict is on is what caused it
+		}
+	case events.BuildSucceeded:
+		for _, h := range e.Hints {
+			t.hints.Put(HistoryHint{m.Position, h})
+		}
 	}
 }
 

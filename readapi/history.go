@@ -29,8 +29,15 @@ func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequest
 		if p.To != nil {
 			w.and("time < %s", *p.To)
 		}
+		if p.HintID != nil {
+			w.and("position in (select position from history.hints where hint = %s)", *p.HintID)
+		}
 		rows, next, err := historyList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
-		return page{api.HistoryList{Items: convert(rows, historyEntry), Next: next}, next}, err
+		if err != nil {
+			return nil, err
+		}
+		items := convert(rows, historyEntry)
+		return page{api.HistoryList{Items: items, Next: next}, next}, s.hinted(ctx, items)
 	})
 }
 
