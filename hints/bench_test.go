@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,15 @@ func TestBenchmarkedHintsAreValid(t *testing.T) {
 	}
 }
 
+// processTime is what this process has had of a core, so that what else runs does not count.
+func processTime(b *testing.B) time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
 // BenchmarkMatch is the work for one log of 5 MB: compiling apart, matching with every pattern still to be compiled, on one core.
 func BenchmarkMatch(b *testing.B) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
@@ -81,17 +91,17 @@ func BenchmarkMatch(b *testing.B) {
 			var matches int
 			b.ReportAllocs()
 			for b.Loop() {
-				start := time.Now()
+				start := processTime(b)
 				m, err := Compile(list)
 				if err != nil {
 					b.Fatal(err)
 				}
-				compiled := time.Now()
+				compiled := processTime(b)
 				found, err := m.Match(Build{Name: "p0"}, strings.NewReader(log))
 				if err != nil || len(found) != 2 {
 					b.Fatal(len(found), err)
 				}
-				compiling, matching, matches = max(compiling, compiled.Sub(start)), max(matching, time.Since(compiled)), len(found)
+				compiling, matching, matches = max(compiling, compiled-start), max(matching, processTime(b)-compiled), len(found)
 			}
 			b.ReportMetric(compiling.Seconds(), "s/compile")
 			b.ReportMetric(matching.Seconds(), "s/match")

@@ -11,7 +11,7 @@ import (
 //go:embed catalogue/*.yaml
 var catalogue embed.FS
 
-// Catalogue is the list that the program brings. The caller may change it.
+// Catalogue is the list that the program brings. The list is the caller's, the lists within its hints are everybody's.
 func Catalogue() []events.Hint { return slices.Clone(shipped()) }
 
 var shipped = sync.OnceValue(func() (list []events.Hint) {

@@ -23,7 +23,12 @@ func TestCatalogueFindsItsExamples(t *testing.T) {
 		t.Errorf("%d hints", len(list))
 	}
 	m := mustCompile(t, list)
+	seen := map[string]bool{}
 	for _, h := range list {
+		if seen[h.ID] || seen[h.Twin()] {
+			t.Errorf("%s is there twice", h.ID)
+		}
+		seen[h.ID], seen[h.Twin()] = true, true
 		if h.Note == "" || len(h.Tags) == 0 || len(h.Examples) == 0 {
 			t.Errorf("%s lacks a note, tags or examples", h.ID)
 		}

@@ -80,7 +80,7 @@ func Compile(list []events.Hint) (*Matcher, error) {
 			}
 		}
 		if g.must == nil {
-			bad = append(bad, fmt.Errorf("hint %s: the pattern is not taken", h.ID))
+			bad = append(bad, fmt.Errorf("hint %s: its pattern is no regular expression, or needs no text of a line", h.ID))
 			continue
 		}
 		g.hints = append(g.hints, int32(i))

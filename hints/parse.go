@@ -58,7 +58,7 @@ func Parse(data []byte) ([]Entry, error) {
 		if err != nil {
 			continue
 		}
-		same := sameness(h)
+		same := h.Twin()
 		if earlier, ok := ids[h.ID]; ok {
 			entries[i].Err = duplicate("/id", "is the id of entry %d as well", earlier)
 		} else if earlier, ok := patterns[same]; ok {
@@ -94,15 +94,6 @@ func entry(item any, packages bool) (h events.Hint, err error) {
 func duplicate(at, format string, earlier int) error {
 	detail := fmt.Sprintf(format, earlier)
 	return &fault.Error{Code: fault.Conflict, Message: at + ": " + detail, Fields: []fault.Field{{Pointer: at, Detail: detail}}}
-}
-
-// sameness is equal for hints that find the same lines of the same builds.
-func sameness(h events.Hint) string {
-	limits, err := json.Marshal(h.AppliesTo)
-	if err != nil {
-		panic(err) // lists of strings
-	}
-	return h.Pattern + "\x00" + string(limits)
 }
 
 // top returns the entries, and whether they are those of the errors form.
@@ -143,7 +134,9 @@ func tree(data []byte) (any, error) {
 	}
 	var n, more yaml.Node
 	documents := yaml.NewDecoder(bytes.NewReader(data))
-	if err := documents.Decode(&n); err != nil {
+	if err := documents.Decode(&n); err == io.EOF {
+		return nil, nil
+	} else if err != nil {
 		return nil, fault.New(fault.Invalid, "the import is neither JSON nor YAML: %s", quoted.ReplaceAllString(err.Error(), "…"))
 	}
 	if err := documents.Decode(&more); err != io.EOF {
