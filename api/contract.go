@@ -18,6 +18,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/wheelrefinery/refinery/internal/access"
 )
 
 // OpenAPI is the contract, as it is served at /openapi.yaml.
@@ -40,6 +42,7 @@ type operation struct {
 	maxBody int64
 	stream  bool // the body is passed on as it arrives
 	index   bool // routed by hand
+	scope   access.Scope
 	query   map[string]*openapi3.Parameter
 }
 
@@ -59,12 +62,15 @@ func newContract() (*contract, error) {
 	}
 	c := &contract{doc: doc, router: router, operations: map[*openapi3.Operation]operation{}}
 	for _, item := range doc.Paths.Map() {
-		for _, op := range item.Operations() {
+		for method, op := range item.Operations() {
 			o := operation{maxBody: mostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
 			if n, ok := op.Extensions["x-max-body"].(float64); ok {
 				o.maxBody = int64(n)
 			}
 			o.stream, _ = op.Extensions["x-stream"].(bool)
+			if o.scope, err = scopeOf(method, op.Extensions); err != nil {
+				return nil, err
+			}
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.Value.In == openapi3.ParameterInQuery {
 					o.query[p.Value.Name] = p.Value
