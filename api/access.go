@@ -32,7 +32,7 @@ type (
 type offers struct{ tokens, sessions []string }
 
 // take collects what r offers and removes what stands in its query, so that nothing further on sees or logs it. A password (HTTP Basic)
-// is taken from those who read: pip knows nothing else.
+// is taken from those who read: pip knows nothing else. It may be a session's id, which jobs get.
 func take(r *http.Request) offers {
 	var o offers
 	if t := r.Header.Get("X-Worker-Token"); t != "" {
@@ -41,7 +41,7 @@ func take(r *http.Request) offers {
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
 		o.tokens = append(o.tokens, strings.TrimSpace(token))
 	} else if _, password, ok := r.BasicAuth(); ok && safe(r.Method) {
-		o.tokens = append(o.tokens, password)
+		o.tokens, o.sessions = append(o.tokens, password), append(o.sessions, password)
 	}
 	if strings.Contains(r.URL.RawQuery, "token=") {
 		var kept []string
@@ -175,8 +175,3 @@ func scopeOf(method string, extensions map[string]any) (access.Scope, error) {
 	}
 	return "", fmt.Errorf("openapi.yaml: x-scope is none, read, write, worker or admin")
 }
-
-// writeTime is how long a client may take to receive a piece of an answer. Streams that set deadlines of their own are left alone.
-var writeTime = 60 * time.Second
-
-const pieceBytes = 4 << 20 // of a file

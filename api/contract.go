@@ -27,8 +27,8 @@ import (
 //go:embed openapi.yaml
 var OpenAPI []byte
 
-// mostBody is the most bytes of a body where the contract says nothing else (x-max-body).
-const mostBody = 1 << 20
+// MostBody is the most bytes of a body where the contract says nothing else (x-max-body).
+const MostBody = 1 << 20
 
 // contract checks requests against openapi.yaml.
 type contract struct {
@@ -63,7 +63,7 @@ func newContract() (*contract, error) {
 	c := &contract{doc: doc, router: router, operations: map[*openapi3.Operation]operation{}}
 	for _, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
-			o := operation{maxBody: mostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
+			o := operation{maxBody: MostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
 			if n, ok := op.Extensions["x-max-body"].(float64); ok {
 				o.maxBody = int64(n)
 			}

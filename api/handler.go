@@ -183,6 +183,11 @@ func local(host string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(strings.Trim(host, "[]")) != nil
 }
 
+// writeTime is how long a client may take to receive a piece of an answer. Streams that set deadlines of their own are left alone.
+var writeTime = 60 * time.Second
+
+const pieceBytes = 1 << 20 // of a file
+
 // writer notes what was answered, and gives the client writeTime for each piece of it.
 type writer struct {
 	http.ResponseWriter

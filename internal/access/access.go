@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"log/slog"
+	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -224,5 +225,27 @@ func (g *Guard) End(ids ...string) {
 	defer g.mu.Unlock()
 	for _, id := range ids {
 		delete(g.sessions, sha256.Sum256([]byte(id)))
+	}
+}
+
+// IndexURL gives the address of the own index as jobs get it. Where reads need a token, it holds a session that reads, as a password:
+// what a job runs may see it, and it may see nothing better.
+func (g *Guard) IndexURL(address string) func() string {
+	u, err := url.Parse(address)
+	i := slices.IndexFunc(g.own, func(w Who) bool { return w.Name == Reader })
+	if err != nil || i < 0 {
+		return func() string { return address }
+	}
+	var mu sync.Mutex
+	var ends time.Time
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		if ends.Sub(g.now()) < SessionTime/2 {
+			var id string
+			id, ends = g.Begin(&g.own[i])
+			u.User = url.UserPassword("job", id)
+		}
+		return u.String()
 	}
 }

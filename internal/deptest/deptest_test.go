@@ -37,9 +37,12 @@ var rooms = map[string][]string{
 	"api/apitest":         {"api"},
 	"internal/access":     {},
 	"internal/deptest":    {},
+	"internal/health":     {"api", "bus", "eventlog", "projections"},
+	"internal/metrics":    {"api", "bus", "eventlog", "projections"},
 	"internal/fault":      {},
 	"internal/pgtest":     {"internal/postgres", "migrations"},
 	"internal/postgres":   {},
+	"internal/tracing":    {"api", "eventlog", "events"},
 	"internal/wheel":      {"events"},
 	"internal/wheelstore": {},
 

@@ -15,7 +15,7 @@ import (
 
 // Sources are where how things stand is looked up. Each may fail by itself.
 type Sources struct {
-	Reads     projections.Querier
+	Reads     func() projections.Querier
 	Standings func(context.Context) ([]eventlog.Standing, error)
 	Status    func(context.Context) ([]projections.Status, error)
 	Bus       func() ([]bus.Stats, error)
@@ -90,7 +90,7 @@ func (s *state) look() []prometheus.Metric {
 		look func() error
 	}{
 		{"queue", func() error {
-			q, oldest, err := projections.QueueAge(ctx, s.from.Reads)
+			q, oldest, err := projections.QueueAge(ctx, s.from.Reads())
 			if err != nil {
 				return err
 			}
@@ -101,7 +101,7 @@ func (s *state) look() []prometheus.Metric {
 			return nil
 		}},
 		{"summary", func() error {
-			sum, err := projections.Totals(ctx, s.from.Reads)
+			sum, err := projections.Totals(ctx, s.from.Reads())
 			if err != nil {
 				return err
 			}
@@ -114,7 +114,7 @@ func (s *state) look() []prometheus.Metric {
 			return nil
 		}},
 		{"builds", func() error {
-			classes, err := projections.FailedByClass(ctx, s.from.Reads)
+			classes, err := projections.FailedByClass(ctx, s.from.Reads())
 			for class, n := range classes {
 				gauge(failed, float64(n), class)
 			}
