@@ -113,7 +113,7 @@ func newDocs(doc *openapi3.T) (*docs, error) {
 		s.About = ref.Value.Description
 		p.Schemas = append(p.Schemas, s)
 	}
-	t, err := template.New("docs").Parse(docsHTML)
+	t, err := template.New("docs").Funcs(template.FuncMap{"text": text}).Parse(docsHTML)
 	if err != nil {
 		return nil, fmt.Errorf("parse docs.html: %w", err)
 	}
@@ -153,20 +153,27 @@ func (o *docsOperation) body(b *openapi3.RequestBody) {
 	if example == nil && media.Schema != nil {
 		example = exampleOf(media.Schema.Value, 0)
 	}
-	if text, ok := example.(string); ok {
-		o.Example = text
+	if s, ok := example.(string); ok {
+		o.Example = s
 	} else if data, err := json.MarshalIndent(example, "", "  "); err == nil {
 		o.Example = string(data)
 	}
 }
 
+var codeSpan = regexp.MustCompile("`([^`]+)`")
+
+// text is a description with its code spans; the rest of Markdown is not used.
+func text(s string) template.HTML {
+	return template.HTML(codeSpan.ReplaceAllString(template.HTMLEscapeString(s), "<code>$1</code>"))
+}
+
 var blankLine = regexp.MustCompile(`\n\s*\n`)
 
-func paragraphs(text string) []string {
-	if text = strings.TrimSpace(text); text == "" {
+func paragraphs(s string) []string {
+	if s = strings.TrimSpace(s); s == "" {
 		return nil
 	}
-	return blankLine.Split(text, -1)
+	return blankLine.Split(s, -1)
 }
 
 func refName(ref string) string { return strings.TrimPrefix(ref, "#/components/schemas/") }
