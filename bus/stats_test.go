@@ -65,7 +65,10 @@ func TestStats(t *testing.T) {
 	m.Ack()
 	(<-in).Ack()
 	var last *message.Message = <-in
-	wait(t, func() bool { s := of("read", "g"); return s.Unacked == 1 && s.Bytes < first.Bytes && !s.Oldest.Before(first.Oldest) })
+	wait(t, func() bool {
+		s := of("read", "g")
+		return s.Unacked == 1 && s.Bytes < first.Bytes && !s.Oldest.Before(first.Oldest)
+	})
 	last.Ack()
 	wait(t, func() bool { s := of("read", "g"); return s.Unacked == 0 && s.Bytes == 0 && s.Oldest.IsZero() })
 	cancel()

@@ -45,7 +45,7 @@ type Options struct {
 	LeaseTime time.Duration
 	// IndexURL is the refinery's own index, as workers reach it; it may hold a password that lasts as long as a job.
 	IndexURL func() string
-	Logger    *slog.Logger
+	Logger   *slog.Logger
 }
 
 // Sending is a command with what travels with it.

@@ -46,7 +46,7 @@ type Parts struct {
 		Status(context.Context) ([]projections.Status, error)
 	}
 	Wheels interface{ Writable() error }
-	Dir    string                      // of the data, whose file system must not be full
+	Dir    string // of the data, whose file system must not be full
 	Logger *slog.Logger
 }
 
@@ -65,8 +65,13 @@ type Checker struct {
 func New(p Parts) *Checker {
 	c := &Checker{parts: p, said: map[string]string{}}
 	c.tries = []*try{
-		{name: "postgres", f: c.postgres}, {name: "bus", f: c.bus}, {name: "handlers", f: c.handlers},
-		{name: "projections", f: c.projections}, {name: "wheels", f: c.wheels}, {name: "disk", f: c.disk}, {name: "workers", f: c.workers},
+		{name: "postgres", f: c.postgres},
+		{name: "bus", f: c.bus},
+		{name: "handlers", f: c.handlers},
+		{name: "projections", f: c.projections},
+		{name: "wheels", f: c.wheels},
+		{name: "disk", f: c.disk},
+		{name: "workers", f: c.workers},
 	}
 	return c
 }
