@@ -90,10 +90,11 @@ type Guard struct {
 	now func() time.Time // a test's clock
 }
 
-// session stands for a token until it ends, or the token does.
+// session stands for a token until it ends, or the token does. It can do no more than when it began.
 type session struct {
-	token digest
-	ends  time.Time
+	token  digest
+	scopes []Scope
+	ends   time.Time
 }
 
 // New makes a Guard; an error says what is wrong with the tokens file.
@@ -156,19 +157,19 @@ func (g *Guard) Check(address string, tokens, ids []string) (*Who, error) {
 		return nil, ErrGuessed
 	}
 	for i, offer := range offers {
-		var ends time.Time
-		token := offer
+		token, s := offer, session{scopes: Scopes}
 		if i >= len(tokens) { // an id of a session: as long and random as a token, so that a map is no way to guess it
-			s, ok := g.sessions[offer]
-			if !ok || !now.Before(s.ends) {
+			var ok bool
+			if s, ok = g.sessions[offer]; !ok || !now.Before(s.ends) {
 				delete(g.sessions, offer)
 				continue
 			}
-			token, ends = s.token, s.ends
+			token = s.token
 		}
 		if who := g.find(token); who != nil {
 			peer.remember(offer)
-			who.Expires = ends
+			who.Expires = s.ends
+			who.Scopes = slices.DeleteFunc(slices.Clone(who.Scopes), func(scope Scope) bool { return !slices.Contains(s.scopes, scope) })
 			return who, nil
 		}
 	}
@@ -215,7 +216,7 @@ func (g *Guard) Begin(who *Who) (id string, ends time.Time) {
 		delete(g.sessions, oldest)
 	}
 	ends = now.Add(SessionTime).Truncate(time.Second)
-	g.sessions[sha256.Sum256([]byte(id))] = session{who.digest, ends}
+	g.sessions[sha256.Sum256([]byte(id))] = session{who.digest, who.Scopes, ends}
 	return id, ends
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,6 +130,36 @@ func TestSessionsEnd(t *testing.T) {
 	}
 	if len(g.sessions) > mostSessions {
 		t.Errorf("%d sessions", len(g.sessions))
+	}
+}
+
+// What jobs get reads and does no more, even where one token is set for everything.
+func TestIndexURL(t *testing.T) {
+	g, now, _ := newGuard(t, Config{Worker: "same", Read: "same"})
+	address := g.IndexURL("http://h:1/simple/")
+	password := func() string {
+		u, err := url.Parse(address())
+		if err != nil || u.Host != "h:1" || u.Path != "/simple/" {
+			t.Fatalf("%v %v", u, err)
+		}
+		p, _ := u.User.Password()
+		return p
+	}
+	first := password()
+	who, err := g.Check("192.0.2.1:1", nil, []string{first})
+	if err != nil || who == nil || !who.May(Read) || who.May(Write) || who.May(Worker) || who.May(Admin) {
+		t.Errorf("%+v %v", who, err)
+	}
+	if password() != first {
+		t.Error("each job has a session of its own: they would crowd out those of people")
+	}
+	*now = now.Add(SessionTime/2 + time.Minute)
+	if password() == first {
+		t.Error("a job gets a session that ends soon")
+	}
+	open, _, _ := newGuard(t, Config{Worker: "w"})
+	if got := open.IndexURL("http://h/simple/")(); got != "http://h/simple/" {
+		t.Errorf("where reads are open: %s", got)
 	}
 }
 
