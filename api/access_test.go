@@ -87,7 +87,7 @@ func wanted(method, path string) access.Scope {
 		return access.Open
 	case method == http.MethodGet:
 		return access.Read
-	case regexp.MustCompile(`^/(worker/(lease|heartbeat|result)$|plan$|manifest$|logs/|artifacts/\{filename\}$)`).MatchString(path):
+	case regexp.MustCompile(`^/(worker/(lease|heartbeat|result|smoke/\{id\})$|plan$|manifest$|logs/|artifacts/\{filename\}$)`).MatchString(path):
 		return access.Worker
 	case regexp.MustCompile(`^/(hints|projections)`).MatchString(path):
 		return access.Admin
