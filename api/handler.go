@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -37,10 +38,6 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 	if err != nil {
 		return nil, err
 	}
-	docs, err := newDocs(contract.doc)
-	if err != nil {
-		return nil, err
-	}
 	router := mux.NewRouter().SkipClean(true)
 	HandlerWithOptions(NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
 		RequestErrorHandlerFunc: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -55,7 +52,8 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 	})
 	return &handler{
 		options: o, contract: contract, generated: router, index: index,
-		origin: http.NewCrossOriginProtection(), guard: o.Guard, docs: docs,
+		origin: http.NewCrossOriginProtection(), guard: o.Guard,
+		docs: sync.OnceValues(func() (*docs, error) { return newDocs(contract.doc) }), // most never read them
 	}, nil
 }
 
@@ -66,7 +64,7 @@ type handler struct {
 	index     http.Handler
 	origin    *http.CrossOriginProtection
 	guard     *access.Guard // nil: everything is open
-	docs      *docs
+	docs      func() (*docs, error)
 }
 
 func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -141,7 +139,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 		_, _ = w.Write(OpenAPI)
 		return nil
 	case "/docs":
-		h.docs.ServeHTTP(w, r)
+		d, err := h.docs()
+		if err != nil {
+			return err
+		}
+		d.ServeHTTP(w, r)
 		return nil
 	case "/metrics":
 		if h.options.Metrics == nil {

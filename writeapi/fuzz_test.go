@@ -3,6 +3,9 @@ package writeapi_test
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
@@ -10,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/api/apitest"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
@@ -37,35 +41,46 @@ func FuzzSubmitRun(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	var sent []commands.Command
+	var trouble error
+	bare, err := api.New(api.Options{Logger: slog.New(slog.DiscardHandler)}, struct {
+		reads
+		*writeapi.Server
+	}{reads{}, writeapi.New(writeapi.Options{
+		Send: func(_ context.Context, m commands.Meta, c commands.Command) error {
+			sent = append(sent, c)
+			payload, err := commands.Encode(m, c)
+			if err != nil {
+				sent = nil // a refusal
+				return err
+			}
+			_, again, err := commands.Decode(payload)
+			if err != nil {
+				trouble = fmt.Errorf("the bus gives %s back as %w", payload, err)
+			} else if second, err := commands.Encode(m, again); err != nil || !bytes.Equal(payload, second) {
+				trouble = fmt.Errorf("%s became %s, %w", payload, second, err)
+			}
+			return nil
+		},
+		Await: func(uuid.UUID) (func(context.Context) (eventlog.Outcome, error), func()) {
+			return func(context.Context) (eventlog.Outcome, error) { return eventlog.Outcome{}, context.DeadlineExceeded }, func() {}
+		},
+		Wheels: store, IndexURL: func() string { return "" }, Logger: slog.New(slog.DiscardHandler),
+	})}, http.NotFoundHandler())
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
-		var sent []commands.Command
-		h := apitest.Check(t, serve(t, writeapi.New(writeapi.Options{
-			Send: func(_ context.Context, m commands.Meta, c commands.Command) error {
-				payload, err := commands.Encode(m, c)
-				if err != nil {
-					return err
-				}
-				_, again, err := commands.Decode(payload)
-				if err != nil {
-					t.Fatalf("the bus gives %s back as %v", payload, err)
-				}
-				if second, err := commands.Encode(m, again); err != nil || !bytes.Equal(payload, second) {
-					t.Fatalf("%s became %s, %v", payload, second, err)
-				}
-				sent = append(sent, c)
-				return nil
-			},
-			Await: func(uuid.UUID) (func(context.Context) (eventlog.Outcome, error), func()) {
-				return func(context.Context) (eventlog.Outcome, error) { return eventlog.Outcome{}, context.DeadlineExceeded }, func() {}
-			},
-			Wheels: store, IndexURL: func() string { return "" },
-		})))
+		sent, trouble = nil, nil
+		h := apitest.Check(t, bare)
 		r := httptest.NewRequest("POST", "/runs", bytes.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
 		r.Header.Set("Prefer", "respond-async")
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		switch {
+		case trouble != nil:
+			t.Fatal(trouble)
 		case w.Code == 202 && len(sent) == 1:
 		case w.Code >= 400 && w.Code < 500 && len(sent) == 0:
 		default:
