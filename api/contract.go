@@ -18,6 +18,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/wheelrefinery/refinery/internal/access"
 )
 
 // OpenAPI is the contract, as it is served at /openapi.yaml.
@@ -25,8 +27,8 @@ import (
 //go:embed openapi.yaml
 var OpenAPI []byte
 
-// mostBody is the most bytes of a body where the contract says nothing else (x-max-body).
-const mostBody = 1 << 20
+// MostBody is the most bytes of a body where the contract says nothing else (x-max-body).
+const MostBody = 1 << 20
 
 // contract checks requests against openapi.yaml.
 type contract struct {
@@ -41,6 +43,7 @@ type operation struct {
 	stream  bool // the body is passed on as it arrives
 	index   bool // routed by hand
 	mend    bool // what is not UTF-8 in the body is replaced, not refused
+	scope   access.Scope
 	query   map[string]*openapi3.Parameter
 }
 
@@ -60,13 +63,16 @@ func newContract() (*contract, error) {
 	}
 	c := &contract{doc: doc, router: router, operations: map[*openapi3.Operation]operation{}}
 	for _, item := range doc.Paths.Map() {
-		for _, op := range item.Operations() {
-			o := operation{maxBody: mostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
+		for method, op := range item.Operations() {
+			o := operation{maxBody: MostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
 			if n, ok := op.Extensions["x-max-body"].(float64); ok {
 				o.maxBody = int64(n)
 			}
 			o.stream, _ = op.Extensions["x-stream"].(bool)
 			o.mend, _ = op.Extensions["x-mend-utf8"].(bool)
+			if o.scope, err = scopeOf(method, op.Extensions); err != nil {
+				return nil, err
+			}
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.Value.In == openapi3.ParameterInQuery {
 					o.query[p.Value.Name] = p.Value

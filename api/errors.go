@@ -44,6 +44,7 @@ type httpError struct {
 	detail string
 	fields []fault.Field
 	allow  string // with 405
+	retry  string // seconds to wait
 }
 
 func (e *httpError) Error() string { return e.detail }
@@ -86,6 +87,9 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 		if e.allow != "" {
 			w.Header().Set("Allow", e.allow)
 		}
+		if e.retry != "" {
+			w.Header().Set("Retry-After", e.retry)
+		}
 	case *fault.Error:
 		p = NewProblem(e)
 		if e.Code == fault.Invalid && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
@@ -101,7 +105,14 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 		info.logger.Warn("a part is not available", "request", info.ID, "path", r.URL.Path, "error", err)
 		w.Header().Set("Retry-After", "2")
 	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", "Bearer")
+		w.Header().Set("WWW-Authenticate", `Bearer realm="refinery"`)
+		if strings.HasPrefix(info.Route, "/simple/") || strings.HasPrefix(info.Route, "/artifacts/") { // pip and uv know no other
+			w.Header().Add("WWW-Authenticate", `Basic realm="refinery", charset="UTF-8"`)
+		}
+	case http.StatusForbidden:
+		if e, ok := errors.AsType[*scopeError](err); ok {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="refinery", error="insufficient_scope", scope="%s"`, e.scope))
+		}
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")

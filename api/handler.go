@@ -2,27 +2,31 @@ package api
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
 
+	"github.com/wheelrefinery/refinery/internal/access"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
 // Options configures the handler.
 type Options struct {
 	Logger *slog.Logger
-	Token  string // when set, every write needs it
+	// Guard knows the tokens; nil: everything is open.
+	Guard   *access.Guard
+	Metrics http.Handler // of /metrics; nil: there is none
+	// Done is told of every request once it was answered; r's context is that of its handler. nil: nobody wants to know.
+	Done func(r *http.Request, info *Request, status int, took time.Duration)
 	// Loopback says that only this machine can connect. Requests must then name it by address or as localhost, so that no web page
 	// reaches the API through a name of its own that resolves to it (DNS rebinding).
 	Loopback bool
@@ -48,7 +52,8 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 	})
 	return &handler{
 		options: o, contract: contract, generated: router, index: index,
-		origin: http.NewCrossOriginProtection(), token: sha256.Sum256([]byte(o.Token)),
+		origin: http.NewCrossOriginProtection(), guard: o.Guard,
+		docs: sync.OnceValues(func() (*docs, error) { return newDocs(contract.doc) }), // most never read them
 	}, nil
 }
 
@@ -58,16 +63,23 @@ type handler struct {
 	generated http.Handler
 	index     http.Handler
 	origin    *http.CrossOriginProtection
-	token     [sha256.Size]byte
+	guard     *access.Guard // nil: everything is open
+	docs      func() (*docs, error)
 }
 
 func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	info := newRequest(r, h.options.Logger)
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, info))
-	w := &writer{ResponseWriter: rw}
-	w.Header().Set("X-Request-Id", info.ID)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w := &writer{ResponseWriter: rw, control: http.NewResponseController(rw)}
+	if r.ContentLength != 0 { // lifted at the body's end, wherever it is read to
+		_ = w.control.SetReadDeadline(begin.Add(bodyTime)) // a test's recorder does not know it
+	}
+	w.extend()
+	head := w.Header()
+	head.Set("X-Request-Id", info.ID)
+	head["X-Content-Type-Options"], head["Referrer-Policy"], head["Content-Security-Policy"] = nosniff, noReferrer, noContent
+	head["Cross-Origin-Resource-Policy"] = sameOrigin
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {
@@ -79,35 +91,73 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			}
 			WriteProblem(w, r, fmt.Errorf("panic: %v", v))
 		}
-		h.options.Logger.Debug("request", "request", info.ID, "method", info.Method, "path", info.Path, "actor", info.Actor,
-			"status", w.status, "bytes", w.bytes, "ms", time.Since(begin).Milliseconds())
+		took := time.Since(begin)
+		info.log(r.Context(), w.status, w.bytes, took)
+		if h.options.Done != nil {
+			h.options.Done(r, info, w.status, took)
+		}
 	}()
-	if err := h.serve(w, r); err != nil {
+	if err := h.serve(w, r, info); err != nil {
 		WriteProblem(w, r, err)
 	}
 }
 
-func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
+// What every answer says: it is nothing to run, to frame or to load from elsewhere, and its address, which may hold a token, is not told.
+var (
+	nosniff    = []string{"nosniff"}
+	noReferrer = []string{"no-referrer"}
+	noContent  = []string{"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}
+	sameOrigin = []string{"same-origin"}
+)
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) error {
 	if h.options.Loopback && !local(r.Host) {
 		return fault.New(fault.Forbidden, "This server listens on this machine only: use http://localhost or its address.")
 	}
 	if err := h.origin.Check(r); err != nil {
 		return fault.New(fault.Forbidden, "A page of another origin may not write here.")
 	}
-	known := h.authorized(r) // also takes the token out of the query
-	if !known && !safe(r.Method) {
-		return fault.New(fault.Unauthorized, "Send the server's token in X-Worker-Token, or as Authorization: Bearer.")
+	route, vars, missing := h.contract.find(r)
+	var op operation
+	switch {
+	case missing == nil:
+		op, info.Route = h.contract.operations[route.Operation], route.Path
+	case safe(r.Method):
+		op.scope = access.Read
+	default:
+		op.scope = access.Write
 	}
-	route, vars, err := h.contract.find(r)
-	if err != nil {
+	if err := h.admit(r, info, op.scope); err != nil {
 		return err
 	}
-	switch {
-	case route.Path == "/openapi.yaml":
+	if missing != nil {
+		return missing
+	}
+	switch route.Path {
+	case "/openapi.yaml":
 		w.Header().Set("Content-Type", "application/yaml")
 		_, _ = w.Write(OpenAPI)
 		return nil
-	case h.contract.operations[route.Operation].index:
+	case "/docs":
+		d, err := h.docs()
+		if err != nil {
+			return err
+		}
+		d.ServeHTTP(w, r)
+		return nil
+	case "/metrics":
+		if h.options.Metrics == nil {
+			return fault.New(fault.NotFound, "This server keeps no metrics.")
+		}
+		h.options.Metrics.ServeHTTP(w, r)
+		return nil
+	case "/session":
+		if err := h.contract.check(w, r, route, vars); err != nil {
+			return err
+		}
+		return h.session(w, r, info)
+	}
+	if op.index {
 		h.index.ServeHTTP(w, r)
 		return nil
 	}
@@ -135,54 +185,37 @@ func local(host string) bool {
 	return strings.EqualFold(host, "localhost") || net.ParseIP(strings.Trim(host, "[]")) != nil
 }
 
-// TokenCookie is the cookie that may carry the token.
-const TokenCookie = "refinery_token"
+// writeTime is how long a client may take to receive a piece of an answer. Streams that set deadlines of their own are left alone.
+var writeTime = 60 * time.Second
 
-// authorized says that r carries the token, or that none is needed. It takes the token out of r's query.
-func (h *handler) authorized(r *http.Request) bool {
-	offers := []string{r.Header.Get("X-Worker-Token")}
-	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
-		offers = append(offers, strings.TrimSpace(token))
-	}
-	if c, err := r.Cookie(TokenCookie); err == nil {
-		offers = append(offers, c.Value)
-	}
-	if strings.Contains(r.URL.RawQuery, "token=") {
-		var kept []string
-		for part := range strings.SplitSeq(r.URL.RawQuery, "&") {
-			if value, ok := strings.CutPrefix(part, "token="); ok {
-				value, _ = url.QueryUnescape(value) // what does not unescape is no token
-				offers = append(offers, value)
-			} else {
-				kept = append(kept, part)
-			}
-		}
-		u := *r.URL
-		u.RawQuery = strings.Join(kept, "&")
-		r.URL, r.RequestURI = &u, u.RequestURI()
-	}
-	if h.options.Token == "" {
-		return true
-	}
-	found := 0
-	for _, offer := range offers {
-		sum := sha256.Sum256([]byte(offer)) // so that the time does not depend on the length either
-		found |= subtle.ConstantTimeCompare(sum[:], h.token[:])
-	}
-	return found == 1
-}
+const pieceBytes = 1 << 20 // of a file
 
-// writer notes what was answered.
+// writer notes what was answered, and gives the client writeTime for each piece of it.
 type writer struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	control *http.ResponseController
+	own     bool // the handler sets deadlines itself
+	status  int
+	bytes   int64
+}
+
+func (w *writer) extend() {
+	if !w.own {
+		_ = w.control.SetWriteDeadline(time.Now().Add(writeTime)) // a test's recorder does not know it
+	}
+}
+
+// SetWriteDeadline is for http.ResponseController: from then on the deadlines are the caller's.
+func (w *writer) SetWriteDeadline(t time.Time) error {
+	w.own = true
+	return w.control.SetWriteDeadline(t)
 }
 
 func (w *writer) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
 		w.status = status
 	}
+	w.extend()
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -190,6 +223,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	w.extend()
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
 	return n, err
@@ -200,9 +234,18 @@ func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	n, err := io.Copy(w.ResponseWriter, r)
-	w.bytes += n
-	return n, err
+	var sum int64
+	for {
+		w.extend()
+		n, err := io.CopyN(w.ResponseWriter, r, pieceBytes)
+		sum, w.bytes = sum+n, w.bytes+n
+		if errors.Is(err, io.EOF) {
+			return sum, nil
+		}
+		if err != nil {
+			return sum, err
+		}
+	}
 }
 
 // Unwrap is for http.ResponseController.

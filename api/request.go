@@ -7,19 +7,44 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/wheelrefinery/refinery/internal/access"
 )
 
 // Request is what a handler of the strict server may want to know of its request beside what was decoded for it.
 type Request struct {
 	ID             string // of this request, in the log and in the answer's X-Request-Id
 	Method, Path   string
-	Actor          string // who sends it: "local" for this machine, an IP address otherwise
+	Route          string // the path's pattern in the contract, "" where there is none
+	Actor          string // who sends it: the token's name; without a token "local" for this machine, an IP address otherwise
+	Token          string // name of the token where the tokens file names it
 	IdempotencyKey string
 	Async          bool // Prefer: respond-async
 
 	logger *slog.Logger
+	who    *access.Who
+	notes  []any
+}
+
+// Note adds to the line that the log gets of the request, as slog's arguments.
+func (r *Request) Note(args ...any) { r.notes = append(r.notes, args...) }
+
+// log writes the request's line. What was refused for its token is of interest at once; what was written stands in the event log anyway,
+// and what failed has a line with the error: so all else is for debugging. Neither query nor headers nor bodies are in it.
+func (r *Request) log(ctx context.Context, status int, bytes int64, took time.Duration) {
+	level := slog.LevelDebug
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
+		level = slog.LevelInfo
+	}
+	if r.logger.Enabled(ctx, level) {
+		r.logger.Log(ctx, level, "request", append([]any{
+			"request", r.ID, "method", r.Method, "path", r.Path, "actor", r.Actor, "status", status, "bytes", bytes, "ms", took.Milliseconds(),
+		}, r.notes...)...)
+	}
 }
 
 type requestKey struct{}

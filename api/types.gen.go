@@ -718,16 +718,21 @@ type CommandStatus string
 
 // Config defines model for Config.
 type Config struct {
-	// Environment What was set, credentials removed.
+	// Environment The settings by the names of their variables, empty where they are not set. Of a secret only that it is set, of an address no user, password, query or fragment.
 	Environment map[string]string `json:"environment"`
-	IndexURL    string            `json:"index_url"`
-	Limits      map[string]int64  `json:"limits"`
-	Platform    string            `json:"platform"`
+
+	// IndexURL The own index.
+	IndexURL string           `json:"index_url"`
+	Limits   map[string]int64 `json:"limits"`
+	Platform string           `json:"platform"`
 
 	// Python The target; empty: the worker's.
 	Python       string `json:"python"`
 	QueueBackend string `json:"queue_backend"`
 	Strategy     string `json:"strategy"`
+
+	// UpstreamIndex What this process is told of another index, for a worker in it; absent: pip's own.
+	UpstreamIndex string `json:"upstream_index,omitempty,omitzero"`
 
 	// Version Of the program.
 	Version string `json:"version"`

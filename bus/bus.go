@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -56,8 +57,20 @@ type Bus interface {
 	// Closing a subscriber, or cancelling the context of a subscription, gives its unacknowledged messages back to the
 	// group; a later Ack of one of them has no effect.
 	Subscriber(group string) (message.Subscriber, error)
+	// Stats says how each group stands on each topic, and how much a topic holds that has no group.
+	Stats() ([]Stats, error)
+	// Check says why messages could not be published now, by writing something. It waits for others until ctx ends.
+	Check(ctx context.Context) error
 	// Close closes all subscribers, waits for publishes under way, and frees everything that Open took. It is idempotent.
 	Close() error
+}
+
+// Stats is how a consumer group stands on a topic.
+type Stats struct {
+	Topic, Group string    // Group is empty for a topic without one
+	Bytes        int64     // published, still stored, and not passed by the group
+	Unacked      int       // messages that this process has read for the group and nobody has acknowledged
+	Oldest       time.Time // when the oldest of these was published; zero: there is none
 }
 
 // Open connects to the transport that c names.

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,6 +79,25 @@ type group struct {
 	written  int64 // offset
 	offsetAt time.Time
 	failedAt time.Time // when reading failed last
+
+	shown atomic.Pointer[shown]
+}
+
+// shown is what others may know of a group.
+type shown struct {
+	offset  int64
+	unacked int
+	oldest  time.Time
+}
+
+func (g *group) show() {
+	s := shown{offset: g.offset(), unacked: g.unacked}
+	if len(g.window) > 0 {
+		s.oldest = g.window[0].rec.Time
+	}
+	if last := g.shown.Load(); last == nil || *last != s {
+		g.shown.Store(&s)
+	}
 }
 
 func newGroup(t *topic, name string) *group {
@@ -154,6 +174,7 @@ func (g *group) consume() {
 	defer timer.Stop()
 	for {
 		g.read()
+		g.show()
 		var (
 			ready chan *entry
 			head  *entry

@@ -361,6 +361,7 @@ func (l *Log) write(ctx context.Context, b *batch) error {
 	if _, err := conn.Conn().Prepare(ctx, "append", appendSQL); err != nil { // once for each connection
 		return err
 	}
+	begin := time.Now()
 	r := conn.Conn().PgConn().ExecPrepared(ctx, "append", b.arguments, binaryFormat, binaryFormat).Read()
 	if r.Err != nil {
 		return r.Err
@@ -376,6 +377,13 @@ func (l *Log) write(ctx context.Context, b *batch) error {
 	}
 	for i := range b.recorded {
 		b.recorded[i].Position += head
+	}
+	if l.told.Appended != nil {
+		outcomes := make([]Outcome, len(b.items))
+		for i, it := range b.items {
+			outcomes[i] = it.result.Outcome
+		}
+		l.told.Appended(outcomes, len(b.recorded), begin)
 	}
 	if len(b.recorded) > 0 {
 		l.tail.push(b.recorded)

@@ -86,6 +86,10 @@ type Options struct {
 	// leases at once; two live ones must never share a name. Empty: a random name.
 	Owner  string
 	Logger *slog.Logger
+	// Appended is told of every transaction of Append, Applied of every batch that a follower has applied: on the goroutine on which it
+	// happened, so they must be quick and keep nothing. nil: nobody wants to know.
+	Appended func(outcomes []Outcome, events int, begin time.Time)
+	Applied  func(follower string, batch []events.Recorded, begin time.Time)
 }
 
 // Log is one process's access to the event log. Close it after everything that uses it.
@@ -93,6 +97,7 @@ type Log struct {
 	pool   *pgxpool.Pool
 	owner  string
 	logger *slog.Logger
+	told   Options
 
 	queue    chan *request
 	notify   chan struct{}
@@ -142,7 +147,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Log{
-		pool: pool, owner: o.Owner, logger: o.Logger,
+		pool: pool, owner: o.Owner, logger: o.Logger, told: o,
 		queue: make(chan *request, 1024), notify: make(chan struct{}, 1),
 		waiting: map[uuid.UUID][]chan Outcome{},
 	}

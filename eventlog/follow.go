@@ -162,8 +162,12 @@ func (l *Log) follow(ctx context.Context, f Follower, c *Checkpoint) error {
 			return err
 		}
 		if len(batch) > 0 {
+			begin := time.Now()
 			if err := f.Apply(ctx, c, batch); err != nil {
 				return err
+			}
+			if l.told.Applied != nil {
+				l.told.Applied(f.Name, batch, begin)
 			}
 			if len(batch) < paceBelow {
 				l.progress.pace(ctx, c.position)

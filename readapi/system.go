@@ -31,7 +31,7 @@ func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api
 
 // GetConfig answers GET /config.
 func (s *Server) GetConfig(context.Context, api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
-	return api.GetConfig200JSONResponse(s.o.Config), nil
+	return api.GetConfig200JSONResponse(s.o.Config()), nil
 }
 
 // GetCommand answers GET /commands/{id}. Until it is handled, a command cannot be told from one that nobody sent: both are pending.

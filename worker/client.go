@@ -182,6 +182,9 @@ func (w *Worker) sizeOf(ctx context.Context, filename string) (size int64, err e
 		if err != nil {
 			return 0, nil, err
 		}
+		if w.Token != "" {
+			req.Header.Set("X-Worker-Token", w.Token)
+		}
 		r, err := w.transport.RoundTrip(req)
 		if err != nil {
 			return 0, nil, err

@@ -192,7 +192,7 @@ func start(t *testing.T, g gate) *plane {
 			p.cleared = position
 			return 7, nil
 		},
-		Wheels: store, LeaseTime: time.Minute, IndexURL: "http://localhost/simple/", Logger: logger,
+		Wheels: store, LeaseTime: time.Minute, IndexURL: func() string { return "http://localhost/simple/" }, Logger: logger,
 	}
 	if g.await != nil {
 		o.Await = g.await

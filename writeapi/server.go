@@ -43,8 +43,9 @@ type Options struct {
 	Wheels wheelstore.Store
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
-	IndexURL  string // the refinery's own index, as workers reach it
-	Logger    *slog.Logger
+	// IndexURL is the refinery's own index, as workers reach it; it may hold a password that lasts as long as a job.
+	IndexURL func() string
+	Logger   *slog.Logger
 }
 
 // Sending is a command with what travels with it.
@@ -77,7 +78,7 @@ func meta(ctx context.Context, worker string) commands.Meta {
 	r := api.RequestFrom(ctx)
 	m := commands.Meta{Actor: r.Actor}
 	if worker != "" {
-		m.Actor = "worker/" + worker
+		m.Actor = workerActor(ctx, worker)
 	}
 	if r.IdempotencyKey == "" {
 		m.ID = uuid.Must(uuid.NewV7())
@@ -85,6 +86,14 @@ func meta(ctx context.Context, worker string) commands.Meta {
 		m.ID = uuid.NewSHA1(namespace, []byte(m.Actor+"\x00"+r.Method+" "+r.Path+"\x00"+r.IdempotencyKey))
 	}
 	return m
+}
+
+// workerActor names a worker, and the token that it showed where that has a name.
+func workerActor(ctx context.Context, worker string) string {
+	if token := api.RequestFrom(ctx).Token; token != "" {
+		return token + "/worker/" + worker
+	}
+	return "worker/" + worker
 }
 
 // digest tells requests apart that have the same id: it covers what the request means, not how it is written.
@@ -148,6 +157,7 @@ func (s *Server) outcome(ctx context.Context, m commands.Meta, c commands.Comman
 	if m.Digest, err = digest(ctx, c); err != nil {
 		return eventlog.Outcome{}, err
 	}
+	api.RequestFrom(ctx).Note("command", m.ID, "stream", c.Stream())
 	wait, forget := s.Await(m.ID)
 	defer forget()
 	if err := s.store(ctx, m, c); err != nil {

@@ -89,8 +89,8 @@ func (s *Server) Lease(ctx context.Context, r api.LeaseRequestObject) (api.Lease
 }
 
 // fresh begins a command that no key repeats.
-func fresh(worker string) commands.Meta {
-	return commands.Meta{ID: uuid.Must(uuid.NewV7()), Actor: "worker/" + worker}
+func fresh(ctx context.Context, worker string) commands.Meta {
+	return commands.Meta{ID: uuid.Must(uuid.NewV7()), Actor: workerActor(ctx, worker)}
 }
 
 // lease tries to lease c. A refusal is the error.
@@ -100,7 +100,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 	sure := context.WithoutCancel(ctx)
 	expires := time.Now().Add(s.LeaseTime).UTC().Truncate(time.Microsecond)
 	job := api.Job{
-		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: s.IndexURL, RunID: c.Run,
+		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: s.IndexURL(), RunID: c.Run,
 	}
 	var cmd commands.Command
 	var release func(attempt int) commands.Command
@@ -127,7 +127,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 			return commands.ReleasePlan{Run: c.Run, Attempt: attempt, Worker: w.ID, Reason: gone}
 		}
 	}
-	o, err := s.outcome(sure, fresh(w.ID), cmd, false)
+	o, err := s.outcome(sure, fresh(ctx, w.ID), cmd, false)
 	if _, ok := errors.AsType[*pending](err); ok {
 		return api.Answer{}, fault.New(fault.Unavailable, "Leases take too long now. Try again.")
 	}
@@ -147,7 +147,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 		job.Attempt = state.Attempt
 	}
 	if ctx.Err() != nil {
-		if err := s.store(sure, fresh(w.ID), release(job.Attempt)); err != nil {
+		if err := s.store(sure, fresh(ctx, w.ID), release(job.Attempt)); err != nil {
 			return api.Answer{}, fmt.Errorf("release a lease whose worker has gone: %w", err)
 		}
 		return api.Answer{}, ctx.Err()
@@ -169,7 +169,7 @@ func (s *Server) register(ctx context.Context, b *api.LeaseRequest) error {
 	if known {
 		return nil
 	}
-	if err := s.store(ctx, fresh(b.Worker), c); err != nil {
+	if err := s.store(ctx, fresh(ctx, b.Worker), c); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -195,6 +195,15 @@ func (s *Server) tags() (python, platform string, err error) {
 		return "", "", fault.New(fault.Invalid, "Give python_tag and platform_tag, such as cp311 and linux_x86_64: no worker has been here that could say its own.")
 	}
 	return python, platform, nil
+}
+
+// Target is the tags of the workers that were here, where all have the same, and nothing otherwise.
+func (s *Server) Target() (python, platform string) {
+	python, platform, err := s.tags()
+	if err != nil {
+		return "", ""
+	}
+	return python, platform
 }
 
 // heartbeatSeconds is how often a worker sends a heartbeat.

@@ -15,8 +15,9 @@ import (
 
 // settings are the flags and environment variables of every command that runs a part of the refinery.
 type settings struct {
-	DataDir  string `env:"DATA_DIR" placeholder:"DIR" help:"Folder of everything that is kept: database, bus, wheels, worker, log. Default: /var/lib/refinery for root, otherwise refinery in the user's data folder."`
-	LogLevel string `env:"LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn, error."`
+	DataDir   string `env:"DATA_DIR" placeholder:"DIR" help:"Folder of everything that is kept: database, bus, wheels, worker, log. Default: /var/lib/refinery for root, otherwise refinery in the user's data folder."`
+	LogLevel  string `env:"LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"Least level that is logged: debug, info, warn, error."`
+	LogFormat string `env:"LOG_FORMAT" default:"text" enum:"text,json" help:"Form of the log's lines: text, json."`
 }
 
 // controlSettings are those of the control plane.
@@ -26,7 +27,9 @@ type controlSettings struct {
 	QueueBackend     string `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
 	RedisURL         string `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
 	KafkaBrokers     string `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
-	WorkerToken      string `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that every write must carry. Empty: writes are open, so listen on loopback only."`
+	WorkerToken      string `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
+	ReadToken        string `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`
+	TokensFile       string `env:"TOKENS_FILE" placeholder:"FILE" help:"Further tokens with names and scopes, a line each, as refinery token new prints it. Read again when it changes."`
 	WorkerWebhookURL string `env:"WORKER_WEBHOOK_URL" placeholder:"URL" help:"Address that wakes remote workers (not in this version; workers poll)."`
 	HTTPAddr         string `env:"HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the index listen."`
 	UIAddr           string `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
@@ -90,13 +93,4 @@ func (s settings) level() slog.Level {
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(s.LogLevel)) // kong has checked it
 	return l
-}
-
-// openLog logs into the data folder.
-func (s settings) openLog(dir string) (*slog.Logger, *os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "refinery.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open the log: %w", err)
-	}
-	return slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: s.level()})), f, nil
 }

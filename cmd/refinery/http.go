@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +12,7 @@ import (
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/index"
+	"github.com/wheelrefinery/refinery/internal/health"
 	"github.com/wheelrefinery/refinery/internal/wheelstore"
 	"github.com/wheelrefinery/refinery/policies"
 	"github.com/wheelrefinery/refinery/projections"
@@ -35,41 +34,50 @@ type (
 var _ api.StrictServerInterface = server{}
 
 // handler makes the HTTP handler of API and index.
-func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
+func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 	host, _, err := net.SplitHostPort(p.HTTPAddr)
 	if err != nil {
 		return nil, err
 	}
 	ip := net.ParseIP(host)
-	return api.New(api.Options{
-		Logger: p.logger, Token: p.WorkerToken,
+	checker := health.New(health.Parts{
+		Writes: p.pool, Reads: p.reads, Bus: p.bus, Backend: p.QueueBackend, Group: handlers, Log: p.log, Projections: p.read, Wheels: wheels,
+		Dir: p.dir, Logger: p.logger,
+	})
+	write := writeapi.New(writeapi.Options{
+		Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
+			return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
+		},
+		SendAll: func(ctx context.Context, all []writeapi.Sending) error {
+			messages := make([]policies.Message, len(all))
+			for i, one := range all {
+				messages[i] = policies.Message(one)
+			}
+			return p.send(ctx, messages)
+		},
+		Await: p.await, Jobs: newJobs(p.log, p.reads), Beat: p.beat,
+		Cleared: func(ctx context.Context, position int64) (int, error) {
+			return projections.ClearCount(ctx, p.reads, position)
+		},
+		Twins: func(ctx context.Context, twins []string) (map[string][]string, error) {
+			return projections.Twins(ctx, p.reads, twins)
+		},
+		Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.guard.IndexURL(p.url() + "/simple/"), Logger: p.logger,
+	})
+	read := readapi.New(readapi.Options{
+		Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Wait: p.read.Wait, Ready: checker.Check,
+		Config:   func() api.Config { return p.config(write.Target()) },
+		Position: func() int64 { return p.log.Covered(p.read.Names()...) },
+	})
+	h, err := api.New(api.Options{
+		Logger: p.logger, Guard: p.guard, Metrics: p.metrics.Handler(),
+		Done: func(r *http.Request, info *api.Request, status int, took time.Duration) {
+			p.metrics.Request(info, status, took)
+			p.tracer.Answered(r.Context(), info, status)
+		},
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
-	}, server{
-		readapi.New(readapi.Options{
-			Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Wait: p.read.Wait, Ready: p.ready, Config: p.config(),
-			Position: func() int64 { return p.log.Covered(p.read.Names()...) },
-		}),
-		writeapi.New(writeapi.Options{
-			Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
-				return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
-			},
-			SendAll: func(ctx context.Context, all []writeapi.Sending) error {
-				messages := make([]policies.Message, len(all))
-				for i, one := range all {
-					messages[i] = policies.Message(one)
-				}
-				return p.send(ctx, messages)
-			},
-			Await: p.await, Jobs: newJobs(p.log, p.reads), Beat: p.beat,
-			Cleared: func(ctx context.Context, position int64) (int, error) {
-				return projections.ClearCount(ctx, p.reads, position)
-			},
-			Twins: func(ctx context.Context, twins []string) (map[string][]string, error) {
-				return projections.Twins(ctx, p.reads, twins)
-			},
-			Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.url() + "/simple/", Logger: p.logger,
-		}),
-	}, index.New(p.reads, wheels))
+	}, server{read, write}, index.New(p.reads, wheels))
+	return p.tracer.HTTP(h), err
 }
 
 // await waits for a command's outcome, and until everything that serves an answer has seen its events: the read models, and the leases,
@@ -104,64 +112,4 @@ func (p *plane) beat(ctx context.Context, worker string, leases []writeapi.Lease
 		actions[i] = api.JobAction(h)
 	}
 	return actions, err
-}
-
-const (
-	partTime = 2 * time.Second // for a part to say how it is
-	lagMost  = 1000            // events a read model may be behind and still be called ready
-	seenMost = 30 * time.Second
-)
-
-// ready looks at each part. Workers are no part of the control plane: that none is there is said, and is not down.
-func (p *plane) ready(ctx context.Context) []api.Part {
-	ctx, cancel := context.WithTimeout(ctx, partTime)
-	defer cancel()
-	down := func(name string, err error) api.Part {
-		p.logger.Warn("a part is down", "part", name, "error", err)
-		return api.Part{Name: name, Status: api.Down, Detail: "does not answer; the log says more"}
-	}
-	parts := []api.Part{{Name: "bus", Status: api.Ok, Detail: p.QueueBackend}}
-	var workers int
-	if err := p.reads.QueryRow(ctx, `select count(*) from workers_seen where seen_at > now() - $1::interval`, seenMost).Scan(&workers); err != nil {
-		return append(parts, down("postgres", err))
-	}
-	parts = append(parts, api.Part{Name: "postgres", Status: api.Ok})
-	status, err := p.read.Status(ctx)
-	if err != nil {
-		return append(parts, down("projections", err))
-	}
-	projection := api.Part{Name: "projections", Status: api.Ok}
-	for _, s := range status {
-		if s.Lag > lagMost || s.State == "waiting" {
-			projection.Status = api.Starting
-			projection.Detail = fmt.Sprintf("%s is %d events behind", s.Name, s.Lag)
-		}
-	}
-	return append(parts, projection, api.Part{Name: "workers", Status: api.Ok, Detail: fmt.Sprintf("%d seen in the last %v", workers, seenMost)})
-}
-
-// config is what /config tells: no credentials.
-func (p *plane) config() api.Config {
-	return api.Config{
-		Version: version, QueueBackend: p.QueueBackend, IndexURL: p.url() + "/simple/", Strategy: "pinned",
-		Limits: map[string]int64{"lease_seconds": int64(policies.LeaseTime / time.Second)},
-		Environment: map[string]string{
-			"POSTGRES_DSN": withoutUser(p.PostgresDSN), "HTTP_ADDR": p.HTTPAddr, "UI_ADDR": p.UIAddr, "DATA_DIR": p.dir, "PUBLIC_URL": p.PublicURL,
-			"REDIS_URL": withoutUser(p.RedisURL), "KAFKA_BROKERS": p.KafkaBrokers, "WORKER_WEBHOOK_URL": withoutUser(p.WorkerWebhookURL),
-		},
-		Versions: map[string]string{},
-	}
-}
-
-// withoutUser is an address as it may be shown: without user, password and parameters, which may hold one.
-func withoutUser(address string) string {
-	scheme, rest, ok := strings.Cut(address, "://")
-	if !ok {
-		if address == "" {
-			return ""
-		}
-		return "set"
-	}
-	rest, _, _ = strings.Cut(rest, "?")
-	return scheme + "://" + rest[strings.LastIndex(rest, "@")+1:]
 }

@@ -23,6 +23,7 @@ type cli struct {
 	Worker  workerCmd  `cmd:"" help:"Run a worker that plans and builds for a control plane."`
 	Build   buildCmd   `cmd:"" help:"Submit a requirements file to a control plane and follow the run."`
 	Migrate migrateCmd `cmd:"" help:"Bring the tables of the database to this version, and stop."`
+	Token   tokenCmd   `cmd:"" help:"Tokens for the API."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

@@ -22,8 +22,11 @@ import (
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/internal/access"
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/metrics"
 	"github.com/wheelrefinery/refinery/internal/postgres"
+	"github.com/wheelrefinery/refinery/internal/tracing"
 	"github.com/wheelrefinery/refinery/internal/wheelstore"
 	"github.com/wheelrefinery/refinery/migrations"
 	"github.com/wheelrefinery/refinery/policies"
@@ -56,6 +59,11 @@ type plane struct {
 	read  *projections.Runner
 
 	leases *policies.Leases
+
+	guard   *access.Guard
+	metrics *metrics.Metrics
+	tracer  *tracing.Tracer // nil: off
+	facts   facts
 }
 
 // startPlane starts every part and returns when requests are answered. What was started is stopped when a later part fails.
@@ -70,6 +78,11 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err := p.check(); err != nil {
 		return nil, err
 	}
+	if p.tracer, err = tracing.New(ctx, version, logger); err != nil {
+		return nil, err
+	}
+	p.onStop(p.tracer.Close)
+	p.metrics = metrics.New(version, p.sources(), logger)
 	instance, err := p.lock()
 	if err != nil {
 		return nil, err
@@ -94,7 +107,10 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { p.reads.Close(); return nil })
-	if p.log, err = eventlog.Open(ctx, p.pool, eventlog.Options{Owner: instance, Logger: logger}); err != nil {
+	if p.facts, err = lookUp(ctx, p.reads); err != nil {
+		return nil, err
+	}
+	if p.log, err = eventlog.Open(ctx, p.pool, p.told(eventlog.Options{Owner: instance, Logger: logger})); err != nil {
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { p.log.Close(); return nil })
@@ -149,8 +165,12 @@ func (p *plane) check() error {
 	if err != nil {
 		return fault.New(fault.Invalid, "HTTP_ADDR is not of the form host:port, such as 127.0.0.1:8080")
 	}
-	if ip := net.ParseIP(host); p.WorkerToken == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		p.logger.Warn("the API listens beyond this machine and WORKER_TOKEN is not set: anybody who reaches it can write")
+	p.guard, err = access.New(access.Config{Worker: p.WorkerToken, Read: p.ReadToken, File: p.TokensFile, Logger: p.logger})
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); !p.guard.Needs(access.Write) && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		p.logger.Warn("the API listens beyond this machine, and neither WORKER_TOKEN nor TOKENS_FILE is set: anybody who reaches it can write")
 	}
 	return nil
 }
@@ -218,7 +238,7 @@ func (p *plane) postgres(ctx context.Context) (dsn string, err error) {
 }
 
 // send puts commands on the bus.
-func (p *plane) send(_ context.Context, messages []policies.Message) error {
+func (p *plane) send(ctx context.Context, messages []policies.Message) error {
 	out := make([]*message.Message, len(messages))
 	for i, m := range messages {
 		payload, err := commands.Encode(m.Meta, m.Command)
@@ -227,7 +247,10 @@ func (p *plane) send(_ context.Context, messages []policies.Message) error {
 		}
 		out[i] = bus.NewMessage(m.Meta.ID.String(), m.Command.Stream(), payload)
 	}
-	if err := p.bus.Publish(bus.TopicCommands, out...); err != nil {
+	end := p.tracer.Publish(ctx, bus.TopicCommands, out)
+	err := p.bus.Publish(bus.TopicCommands, out...)
+	end(err)
+	if err != nil {
 		return fmt.Errorf("the bus does not take commands: %w", err)
 	}
 	return nil
@@ -248,14 +271,24 @@ func (p *plane) follow(ctx context.Context) {
 	p.watch("following the log", cancel, g.Wait)
 }
 
+// handlers is the consumer group of those who handle commands.
+const handlers = "handlers"
+
 // handle runs the handler of commands.
 func (p *plane) handle(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h := commands.NewHandler(p.log, p.logger)
-	router, err := bus.NewRouter(p.bus, p.logger, "handlers",
-		func(m *message.Message, reason error) error { return h.Fail(m.Context(), m.UUID, m.Payload, reason) },
+	router, err := bus.NewRouter(p.bus, p.logger, handlers,
+		func(m *message.Message, reason error) error {
+			p.metrics.Poisoned()
+			return h.Fail(m.Context(), m.UUID, m.Payload, reason)
+		},
 		map[string]bus.Handler{bus.TopicCommands: func(m *message.Message) error {
-			err := h.Handle(m.Context(), m.Payload)
+			begin := time.Now()
+			ctx, end := p.tracer.Handle(m)
+			err := h.Handle(ctx, m.Payload)
+			end(err)
+			p.metrics.Handled(begin, err)
 			if err != nil && fault.CodeOf(err) == fault.Invalid {
 				return fmt.Errorf("%w: %w", bus.ErrPermanent, err)
 			}
@@ -302,10 +335,16 @@ func (p *plane) watch(what string, cancel func(), wait func() error) {
 	})
 }
 
+// Limits of a request's headers; the handler limits the rest.
+const (
+	headerTime  = 10 * time.Second
+	headerBytes = 64 << 10
+)
+
 func (p *plane) serve(l net.Listener, h http.Handler) {
 	base, cancel := context.WithCancel(context.Background())
 	s := &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: h, ReadHeaderTimeout: headerTime, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: headerBytes,
 		ErrorLog:    slog.NewLogLogger(p.logger.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return base }, // ends long polls when we stop
 	}

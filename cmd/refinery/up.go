@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/internal/access"
 	"github.com/wheelrefinery/refinery/migrations"
 	"github.com/wheelrefinery/refinery/worker"
 )
@@ -29,6 +30,9 @@ func (u *upCmd) Run(ctx context.Context, t *terminal) error {
 	dir, err := u.dataDir()
 	if err != nil {
 		return err
+	}
+	if u.TokensFile != "" && u.WorkerToken == "" { // the worker of this process needs one
+		u.WorkerToken = access.NewToken()
 	}
 	logger, file, err := u.openLog(dir)
 	if err != nil {
@@ -173,7 +177,7 @@ func (c *workerCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewTextHandler(t.err, &slog.HandlerOptions{Level: c.level()}))
+	logger := c.logger(t.err, c.Token)
 	config := c.config(c.URL, c.Token, filepath.Join(dir, "worker"), logger)
 	config.ID = c.ID
 	w, err := worker.New(config)

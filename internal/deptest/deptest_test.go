@@ -26,7 +26,7 @@ var rooms = map[string][]string{
 	"bus":         {"events", "eventlog"},
 	"projections": {"events", "eventlog"},
 	"policies":    {"events", "eventlog", "commands", "bus", "hints"},
-	"api":         {},
+	"api":         {"internal/access"},
 	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "hints", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
 	"readapi":     {"events", "eventlog", "hints", "projections", "api"},                                              // eventlog for the type of outcomes
 	"index":       {"api", "events", "projections", "internal/wheelstore"},
@@ -35,10 +35,14 @@ var rooms = map[string][]string{
 	"migrations":  {},
 
 	"api/apitest":         {"api"},
+	"internal/access":     {},
 	"internal/deptest":    {},
+	"internal/health":     {"api", "bus", "eventlog", "projections"},
+	"internal/metrics":    {"api", "bus", "eventlog", "projections"},
 	"internal/fault":      {},
 	"internal/pgtest":     {"internal/postgres", "migrations"},
 	"internal/postgres":   {},
+	"internal/tracing":    {"api", "eventlog", "events"},
 	"internal/wheel":      {"events"},
 	"internal/wheelstore": {},
 

@@ -54,6 +54,17 @@ func Open(path string) (*Dir, error) {
 // Close ends the use of the directory.
 func (d *Dir) Close() error { return d.root.Close() }
 
+// Writable says why nothing could be stored now, by writing something.
+func (d *Dir) Writable() (err error) {
+	name := tmp + "/" + rand.Text()
+	f, err := d.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	_, err = f.Write(make([]byte, 16<<10))
+	return errors.Join(err, f.Close(), d.root.Remove(name))
+}
+
 // clean removes temporary files that no process holds.
 func (d *Dir) clean() error {
 	if err := d.root.MkdirAll(tmp, 0o755); err != nil {
