@@ -81,3 +81,16 @@ func checkEffort(k *fault.Checks, ms int64, lines int) {
 func checkReason(k *fault.Checks, reason string) {
 	k.Check(clean(reason, mostReason), "/reason", "is longer than %d bytes or not text", mostReason)
 }
+
+func checkRecipes(k *fault.Checks, recipes []events.Recipe) {
+	k.Check(len(recipes) <= mostRecipes, "/recipes", "has more than %d items", mostRecipes)
+	for i, r := range recipes {
+		at := fmt.Sprintf("/recipes/%d", i)
+		k.Check(kindForm.MatchString(r.Kind), at+"/kind", "is not one of apt, dnf, pip, env")
+		checkLines(k, at+"/items", r.Items, mostItems)
+	}
+}
+
+func checkPriority(k *fault.Checks, p int) {
+	k.Check(p >= -mostPriority && p <= mostPriority, "/priority", "is not between -%d and %d", mostPriority, mostPriority)
+}

@@ -207,7 +207,8 @@ func (r *openRun) learn(m events.Recorded, e events.BuildEvent) bool {
 			return false // another run gave it up before it knew of this one, which asks for it after that
 		}
 		n.Status, n.Why = "cancelled", e.Reason
-	case events.BuildSkipped, events.BuildPlanned, events.BuildQueued, events.BuildLeased, events.BuildStarted, events.BuildReleased:
+	case events.BuildSkipped, events.BuildPlanned, events.BuildQueued, events.BuildLeased, events.BuildStarted, events.BuildReleased,
+		events.BuildPriorityChanged:
 		return false
 	}
 	return true

@@ -98,6 +98,8 @@ func (t *buildTables) build(m events.Recorded) {
 			a.Status, a.EndedAt, a.DurationMS, a.LogLines = Failed, m.Time, e.DurationMS, e.LogLines
 			a.Class, a.Reason = string(e.Class), e.Reason
 		})
+	case events.BuildPriorityChanged:
+		b.Priority = e.Priority
 	case events.BuildReused:
 		b.Run, b.Wheel = e.Run, &e.Wheel
 	case events.BuildSkipped:

@@ -144,10 +144,10 @@ func (j *jobs) pick(ctx context.Context, w writeapi.Worker, head int64) (*writea
 func (j *jobs) look(ctx context.Context, w writeapi.Worker, head int64) (look, error) {
 	l := look{head: head}
 	state, err := projections.Queue(ctx, j.reads)
-	if err != nil {
+	if err != nil || state.Paused {
 		return l, err
 	}
-	if !state.Paused && state.Length > 0 {
+	if state.Length > 0 {
 		if l.builds, err = projections.Candidates(ctx, j.reads, w.PythonTag, w.PlatformTag, jobsAtOnce+len(j.held)); err != nil {
 			return l, err
 		}
