@@ -105,10 +105,59 @@ type ClientInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBody(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithBody(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifact(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListBuilds Each wheel's build, the last changed first.
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
 	ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkBuildsWithBody One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithBody(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkBuilds One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuilds(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetBulk How far a bulk action is.
+	//
+	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+	GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetBuild One build with its attempts.
 	//
@@ -128,6 +177,44 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 	CancelBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, body CancelBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PrioritiseBuildWithBody Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PrioritiseBuild Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryBuildWithBody Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetCommand What became of a command.
 	//
@@ -416,11 +503,110 @@ func (c *Client) PutArtifactWithBody(ctx context.Context, filename Filename, par
 	return c.Client.Do(req)
 }
 
+// YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *Client) YankArtifactWithBody(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewYankArtifactRequestWithBody(c.Server, filename, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *Client) YankArtifact(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewYankArtifactRequest(c.Server, filename, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListBuilds Each wheel's build, the last changed first.
 //
 // Corresponds with GET /builds (the `ListBuilds` operationId).
 func (c *Client) ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListBuildsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkBuildsWithBody One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *Client) BulkBuildsWithBody(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkBuildsRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkBuilds One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *Client) BulkBuilds(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkBuildsRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetBulk How far a bulk action is.
+//
+// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+func (c *Client) GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetBulkRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -470,6 +656,84 @@ func (c *Client) CancelBuildWithBody(ctx context.Context, name NamePath, version
 // Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 func (c *Client) CancelBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, body CancelBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCancelBuildRequest(c.Server, name, version, pythonTag, platformTag, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PrioritiseBuildWithBody Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *Client) PrioritiseBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPrioritiseBuildRequestWithBody(c.Server, name, version, pythonTag, platformTag, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PrioritiseBuild Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *Client) PrioritiseBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPrioritiseBuildRequest(c.Server, name, version, pythonTag, platformTag, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryBuildWithBody Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *Client) RetryBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryBuildRequestWithBody(c.Server, name, version, pythonTag, platformTag, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *Client) RetryBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryBuildRequest(c.Server, name, version, pythonTag, platformTag, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1296,6 +1560,79 @@ func NewPutArtifactRequestWithBody(server string, filename Filename, params *Put
 	return req, nil
 }
 
+// NewYankArtifactRequest calls the generic YankArtifact builder with application/json body
+func NewYankArtifactRequest(server string, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewYankArtifactRequestWithBody(server, filename, params, "application/json", bodyReader)
+}
+
+// NewYankArtifactRequestWithBody constructs an http.Request for the YankArtifact method, with any body, and a specified content type
+func NewYankArtifactRequestWithBody(server string, filename Filename, params *YankArtifactParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "filename", filename, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/artifacts/%s/yank", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListBuildsRequest constructs an http.Request for the ListBuilds method
 func NewListBuildsRequest(server string, params *ListBuildsParams) (*http.Request, error) {
 	var err error
@@ -1395,6 +1732,148 @@ func NewListBuildsRequest(server string, params *ListBuildsParams) (*http.Reques
 			}
 
 		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewBulkBuildsRequest calls the generic BulkBuilds builder with application/json body
+func NewBulkBuildsRequest(server string, params *BulkBuildsParams, body BulkBuildsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewBulkBuildsRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewBulkBuildsRequestWithBody constructs an http.Request for the BulkBuilds method, with any body, and a specified content type
+func NewBulkBuildsRequestWithBody(server string, params *BulkBuildsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/bulk")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetBulkRequest constructs an http.Request for the GetBulk method
+func NewGetBulkRequest(server string, id UUID, params *GetBulkParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/bulk/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
 
 		if params.MinPosition != nil {
 
@@ -1583,6 +2062,194 @@ func NewCancelBuildRequestWithBody(server string, name NamePath, version Version
 	}
 
 	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/cancel", pathParam0, pathParam1, pathParam2, pathParam3)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewPrioritiseBuildRequest calls the generic PrioritiseBuild builder with application/json body
+func NewPrioritiseBuildRequest(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPrioritiseBuildRequestWithBody(server, name, version, pythonTag, platformTag, params, "application/json", bodyReader)
+}
+
+// NewPrioritiseBuildRequestWithBody constructs an http.Request for the PrioritiseBuild method, with any body, and a specified content type
+func NewPrioritiseBuildRequestWithBody(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam2 string
+
+	pathParam2, err = runtime.StyleParamWithOptions("simple", false, "python_tag", pythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam3 string
+
+	pathParam3, err = runtime.StyleParamWithOptions("simple", false, "platform_tag", platformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/priority", pathParam0, pathParam1, pathParam2, pathParam3)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRetryBuildRequest calls the generic RetryBuild builder with application/json body
+func NewRetryBuildRequest(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRetryBuildRequestWithBody(server, name, version, pythonTag, platformTag, params, "application/json", bodyReader)
+}
+
+// NewRetryBuildRequestWithBody constructs an http.Request for the RetryBuild method, with any body, and a specified content type
+func NewRetryBuildRequestWithBody(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam2 string
+
+	pathParam2, err = runtime.StyleParamWithOptions("simple", false, "python_tag", pythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam3 string
+
+	pathParam3, err = runtime.StyleParamWithOptions("simple", false, "platform_tag", platformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/retry", pathParam0, pathParam1, pathParam2, pathParam3)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -3663,12 +4330,63 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutArtifactResponse, error)
 
+	// YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error)
+
+	// YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error)
+
 	// ListBuildsWithResponse Each wheel's build, the last changed first.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
 	ListBuildsWithResponse(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*ListBuildsResponse, error)
+
+	// BulkBuildsWithBodyWithResponse One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithBodyWithResponse(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error)
+
+	// BulkBuildsWithResponse One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithResponse(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error)
+
+	// GetBulkWithResponse How far a bulk action is.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+	GetBulkWithResponse(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*GetBulkResponse, error)
 
 	// GetBuildWithResponse One build with its attempts.
 	//
@@ -3690,6 +4408,44 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 	CancelBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, body CancelBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*CancelBuildResponse, error)
+
+	// PrioritiseBuildWithBodyWithResponse Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error)
+
+	// PrioritiseBuildWithResponse Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error)
+
+	// RetryBuildWithBodyWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error)
+
+	// RetryBuildWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error)
 
 	// GetCommandWithResponse What became of a command.
 	//
@@ -4050,6 +4806,48 @@ func (r PutArtifactResponse) StatusCode() int {
 	return 0
 }
 
+// YankArtifactResponse200Headers the declared response headers of an HTTP 200 response for YankArtifact
+type YankArtifactResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// YankArtifactResponse202Headers the declared response headers of an HTTP 202 response for YankArtifact
+type YankArtifactResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type YankArtifactResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *YankAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *YankArtifactResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *YankArtifactResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r YankArtifactResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r YankArtifactResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListBuildsResponse200Headers the declared response headers of an HTTP 200 response for ListBuilds
 type ListBuildsResponse200Headers struct {
 	ETag             string
@@ -4078,6 +4876,84 @@ func (r ListBuildsResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r ListBuildsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// BulkBuildsResponse201Headers the declared response headers of an HTTP 201 response for BulkBuilds
+type BulkBuildsResponse201Headers struct {
+	Location         string
+	RefineryPosition int64
+}
+
+// BulkBuildsResponse202Headers the declared response headers of an HTTP 202 response for BulkBuilds
+type BulkBuildsResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type BulkBuildsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BulkPreview
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *BulkAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *BulkBuildsResponse201Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *BulkBuildsResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r BulkBuildsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r BulkBuildsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// GetBulkResponse200Headers the declared response headers of an HTTP 200 response for GetBulk
+type GetBulkResponse200Headers struct {
+	ETag             string
+	RefineryPosition int64
+}
+
+type GetBulkResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Bulk
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetBulkResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r GetBulkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetBulkResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -4153,6 +5029,90 @@ func (r CancelBuildResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r CancelBuildResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// PrioritiseBuildResponse200Headers the declared response headers of an HTTP 200 response for PrioritiseBuild
+type PrioritiseBuildResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// PrioritiseBuildResponse202Headers the declared response headers of an HTTP 202 response for PrioritiseBuild
+type PrioritiseBuildResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type PrioritiseBuildResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BuildAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PrioritiseBuildResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *PrioritiseBuildResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r PrioritiseBuildResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PrioritiseBuildResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RetryBuildResponse200Headers the declared response headers of an HTTP 200 response for RetryBuild
+type RetryBuildResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RetryBuildResponse202Headers the declared response headers of an HTTP 202 response for RetryBuild
+type RetryBuildResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RetryBuildResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BuildAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RetryBuildResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RetryBuildResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryBuildResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryBuildResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -5129,6 +6089,38 @@ func (c *ClientWithResponses) PutArtifactWithBodyWithResponse(ctx context.Contex
 	return ParsePutArtifactResponse(rsp)
 }
 
+// YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *ClientWithResponses) YankArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error) {
+	rsp, err := c.YankArtifactWithBody(ctx, filename, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseYankArtifactResponse(rsp)
+}
+
+// YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *ClientWithResponses) YankArtifactWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error) {
+	rsp, err := c.YankArtifact(ctx, filename, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseYankArtifactResponse(rsp)
+}
+
 // ListBuildsWithResponse Each wheel's build, the last changed first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -5140,6 +6132,55 @@ func (c *ClientWithResponses) ListBuildsWithResponse(ctx context.Context, params
 		return nil, err
 	}
 	return ParseListBuildsResponse(rsp)
+}
+
+// BulkBuildsWithBodyWithResponse One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *ClientWithResponses) BulkBuildsWithBodyWithResponse(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error) {
+	rsp, err := c.BulkBuildsWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkBuildsResponse(rsp)
+}
+
+// BulkBuildsWithResponse One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *ClientWithResponses) BulkBuildsWithResponse(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error) {
+	rsp, err := c.BulkBuilds(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkBuildsResponse(rsp)
+}
+
+// GetBulkWithResponse How far a bulk action is.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+func (c *ClientWithResponses) GetBulkWithResponse(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*GetBulkResponse, error) {
+	rsp, err := c.GetBulk(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetBulkResponse(rsp)
 }
 
 // GetBuildWithResponse One build with its attempts.
@@ -5179,6 +6220,68 @@ func (c *ClientWithResponses) CancelBuildWithResponse(ctx context.Context, name 
 		return nil, err
 	}
 	return ParseCancelBuildResponse(rsp)
+}
+
+// PrioritiseBuildWithBodyWithResponse Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *ClientWithResponses) PrioritiseBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error) {
+	rsp, err := c.PrioritiseBuildWithBody(ctx, name, version, pythonTag, platformTag, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrioritiseBuildResponse(rsp)
+}
+
+// PrioritiseBuildWithResponse Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *ClientWithResponses) PrioritiseBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error) {
+	rsp, err := c.PrioritiseBuild(ctx, name, version, pythonTag, platformTag, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrioritiseBuildResponse(rsp)
+}
+
+// RetryBuildWithBodyWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *ClientWithResponses) RetryBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error) {
+	rsp, err := c.RetryBuildWithBody(ctx, name, version, pythonTag, platformTag, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryBuildResponse(rsp)
+}
+
+// RetryBuildWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *ClientWithResponses) RetryBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error) {
+	rsp, err := c.RetryBuild(ctx, name, version, pythonTag, platformTag, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryBuildResponse(rsp)
 }
 
 // GetCommandWithResponse What became of a command.
@@ -5824,6 +6927,76 @@ func ParsePutArtifactResponse(rsp *http.Response) (*PutArtifactResponse, error) 
 	return response, nil
 }
 
+// ParseYankArtifactResponse parses an HTTP response from a YankArtifactWithResponse call
+func ParseYankArtifactResponse(rsp *http.Response) (*YankArtifactResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &YankArtifactResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest YankAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers YankArtifactResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers YankArtifactResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListBuildsResponse parses an HTTP response from a ListBuildsWithResponse call
 func ParseListBuildsResponse(rsp *http.Response) (*ListBuildsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -5873,6 +7046,146 @@ func ParseListBuildsResponse(rsp *http.Response) (*ListBuildsResponse, error) {
 				return nil, err
 			}
 			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseBulkBuildsResponse parses an HTTP response from a BulkBuildsWithResponse call
+func ParseBulkBuildsResponse(rsp *http.Response) (*BulkBuildsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &BulkBuildsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BulkPreview
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest BulkAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers BulkBuildsResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 202:
+		var headers BulkBuildsResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetBulkResponse parses an HTTP response from a GetBulkWithResponse call
+func ParseGetBulkResponse(rsp *http.Response) (*GetBulkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetBulkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Bulk
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetBulkResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
 		}
 		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
 			var value int64
@@ -5993,6 +7306,146 @@ func ParseCancelBuildResponse(rsp *http.Response) (*CancelBuildResponse, error) 
 		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers CancelBuildResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePrioritiseBuildResponse parses an HTTP response from a PrioritiseBuildWithResponse call
+func ParsePrioritiseBuildResponse(rsp *http.Response) (*PrioritiseBuildResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PrioritiseBuildResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BuildAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PrioritiseBuildResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers PrioritiseBuildResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRetryBuildResponse parses an HTTP response from a RetryBuildWithResponse call
+func ParseRetryBuildResponse(rsp *http.Response) (*RetryBuildResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryBuildResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BuildAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RetryBuildResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RetryBuildResponse202Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

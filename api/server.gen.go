@@ -26,15 +26,30 @@ type ServerInterface interface {
 	// PutArtifact A worker's wheel.
 	// (PUT /artifacts/{filename})
 	PutArtifact(w http.ResponseWriter, r *http.Request, filename Filename, params PutArtifactParams)
+	// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	// (POST /artifacts/{filename}/yank)
+	YankArtifact(w http.ResponseWriter, r *http.Request, filename Filename, params YankArtifactParams)
 	// ListBuilds Each wheel's build, the last changed first.
 	// (GET /builds)
 	ListBuilds(w http.ResponseWriter, r *http.Request, params ListBuildsParams)
+	// BulkBuilds One action over all builds that a filter finds.
+	// (POST /builds/bulk)
+	BulkBuilds(w http.ResponseWriter, r *http.Request, params BulkBuildsParams)
+	// GetBulk How far a bulk action is.
+	// (GET /builds/bulk/{id})
+	GetBulk(w http.ResponseWriter, r *http.Request, id UUID, params GetBulkParams)
 	// GetBuild One build with its attempts.
 	// (GET /builds/{name}/{version}/{python_tag}/{platform_tag})
 	GetBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params GetBuildParams)
 	// CancelBuild Nobody wants it any more.
 	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel)
 	CancelBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params CancelBuildParams)
+	// PrioritiseBuild Another place in the queue for a build that waits.
+	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority)
+	PrioritiseBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params PrioritiseBuildParams)
+	// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry)
+	RetryBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params RetryBuildParams)
 	// GetCommand What became of a command.
 	// (GET /commands/{id})
 	GetCommand(w http.ResponseWriter, r *http.Request, id UUID)
@@ -349,6 +364,75 @@ func (siw *ServerInterfaceWrapper) PutArtifact(w http.ResponseWriter, r *http.Re
 	handler.ServeHTTP(w, r)
 }
 
+// YankArtifact operation middleware
+func (siw *ServerInterfaceWrapper) YankArtifact(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "filename" -------------
+	var filename Filename
+
+	err = runtime.BindStyledParameterWithOptions("simple", "filename", mux.Vars(r)["filename"], &filename, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "filename", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params YankArtifactParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.YankArtifact(w, r, filename, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListBuilds operation middleware
 func (siw *ServerInterfaceWrapper) ListBuilds(w http.ResponseWriter, r *http.Request) {
 
@@ -472,6 +556,129 @@ func (siw *ServerInterfaceWrapper) ListBuilds(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListBuilds(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// BulkBuilds operation middleware
+func (siw *ServerInterfaceWrapper) BulkBuilds(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params BulkBuildsParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.BulkBuilds(w, r, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetBulk operation middleware
+func (siw *ServerInterfaceWrapper) GetBulk(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", mux.Vars(r)["id"], &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetBulkParams
+
+	// ------------- Optional query parameter "min_position" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "min_position", r.URL.Query(), &params.MinPosition, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "min_position"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "min_position", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetBulk(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -658,6 +865,198 @@ func (siw *ServerInterfaceWrapper) CancelBuild(w http.ResponseWriter, r *http.Re
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CancelBuild(w, r, name, version, pythonTag, platformTag, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PrioritiseBuild operation middleware
+func (siw *ServerInterfaceWrapper) PrioritiseBuild(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name NamePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", mux.Vars(r)["name"], &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "version" -------------
+	var version VersionPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "version", mux.Vars(r)["version"], &version, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "version", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "python_tag" -------------
+	var pythonTag PythonTagPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "python_tag", mux.Vars(r)["python_tag"], &pythonTag, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "python_tag", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "platform_tag" -------------
+	var platformTag PlatformTagPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "platform_tag", mux.Vars(r)["platform_tag"], &platformTag, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "platform_tag", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PrioritiseBuildParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PrioritiseBuild(w, r, name, version, pythonTag, platformTag, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RetryBuild operation middleware
+func (siw *ServerInterfaceWrapper) RetryBuild(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "name" -------------
+	var name NamePath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "name", mux.Vars(r)["name"], &name, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "name", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "version" -------------
+	var version VersionPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "version", mux.Vars(r)["version"], &version, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "version", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "python_tag" -------------
+	var pythonTag PythonTagPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "python_tag", mux.Vars(r)["python_tag"], &pythonTag, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "python_tag", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "platform_tag" -------------
+	var platformTag PlatformTagPath
+
+	err = runtime.BindStyledParameterWithOptions("simple", "platform_tag", mux.Vars(r)["platform_tag"], &platformTag, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "platform_tag", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RetryBuildParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer Prefer
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Prefer", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Prefer", Err: err})
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RetryBuild(w, r, name, version, pythonTag, platformTag, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2497,11 +2896,21 @@ func HandlerWithOptions(si ServerInterface, options GorillaServerOptions) http.H
 
 	r.HandleFunc(options.BaseURL+"/artifacts/{filename}", wrapper.PutArtifact).Methods(http.MethodPut)
 
+	r.HandleFunc(options.BaseURL+"/artifacts/{filename}/yank", wrapper.YankArtifact).Methods(http.MethodPost)
+
 	r.HandleFunc(options.BaseURL+"/builds", wrapper.ListBuilds).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/builds/{name}/{version}/{python_tag}/{platform_tag}", wrapper.GetBuild).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/builds/{name}/{version}/{python_tag}/{platform_tag}/cancel", wrapper.CancelBuild).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/builds/{name}/{version}/{python_tag}/{platform_tag}/priority", wrapper.PrioritiseBuild).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/builds/{name}/{version}/{python_tag}/{platform_tag}/retry", wrapper.RetryBuild).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/builds/bulk", wrapper.BulkBuilds).Methods(http.MethodPost)
+
+	r.HandleFunc(options.BaseURL+"/builds/bulk/{id}", wrapper.GetBulk).Methods(http.MethodGet)
 
 	r.HandleFunc(options.BaseURL+"/commands/{id}", wrapper.GetCommand).Methods(http.MethodGet)
 
@@ -2698,6 +3107,71 @@ func (response PutArtifactdefaultApplicationProblemPlusJSONResponse) VisitPutArt
 	return err
 }
 
+type YankArtifactRequestObject struct {
+	Filename Filename `json:"filename"`
+	Params   YankArtifactParams
+	Body     *YankArtifactJSONRequestBody
+}
+
+type YankArtifactResponseObject interface {
+	VisitYankArtifactResponse(w http.ResponseWriter) error
+}
+
+type YankArtifact200ResponseHeaders struct {
+	RefineryPosition int64
+}
+
+type YankArtifact200JSONResponse struct {
+	Body    YankAnswer
+	Headers YankArtifact200ResponseHeaders
+}
+
+func (response YankArtifact200JSONResponse) VisitYankArtifactResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type YankArtifact202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response YankArtifact202JSONResponse) VisitYankArtifactResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type YankArtifactdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response YankArtifactdefaultApplicationProblemPlusJSONResponse) VisitYankArtifactResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListBuildsRequestObject struct {
 	Params ListBuildsParams
 }
@@ -2745,6 +3219,143 @@ type ListBuildsdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListBuildsdefaultApplicationProblemPlusJSONResponse) VisitListBuildsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BulkBuildsRequestObject struct {
+	Params BulkBuildsParams
+	Body   *BulkBuildsJSONRequestBody
+}
+
+type BulkBuildsResponseObject interface {
+	VisitBulkBuildsResponse(w http.ResponseWriter) error
+}
+
+type BulkBuilds200JSONResponse BulkPreview
+
+func (response BulkBuilds200JSONResponse) VisitBulkBuildsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BulkBuilds201ResponseHeaders struct {
+	Location         string
+	RefineryPosition int64
+}
+
+type BulkBuilds201JSONResponse struct {
+	Body    BulkAnswer
+	Headers BulkBuilds201ResponseHeaders
+}
+
+func (response BulkBuilds201JSONResponse) VisitBulkBuildsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BulkBuilds202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response BulkBuilds202JSONResponse) VisitBulkBuildsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BulkBuildsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response BulkBuildsdefaultApplicationProblemPlusJSONResponse) VisitBulkBuildsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetBulkRequestObject struct {
+	ID     UUID `json:"id"`
+	Params GetBulkParams
+}
+
+type GetBulkResponseObject interface {
+	VisitGetBulkResponse(w http.ResponseWriter) error
+}
+
+type GetBulk200ResponseHeaders struct {
+	ETag             string
+	RefineryPosition int64
+}
+
+type GetBulk200JSONResponse struct {
+	Body    Bulk
+	Headers GetBulk200ResponseHeaders
+}
+
+func (response GetBulk200JSONResponse) VisitGetBulkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetBulk304Response = NotModifiedResponse
+
+func (response GetBulk304Response) VisitGetBulkResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetBulkdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetBulkdefaultApplicationProblemPlusJSONResponse) VisitGetBulkResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2873,6 +3484,142 @@ type CancelBuilddefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response CancelBuilddefaultApplicationProblemPlusJSONResponse) VisitCancelBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PrioritiseBuildRequestObject struct {
+	Name        NamePath        `json:"name"`
+	Version     VersionPath     `json:"version"`
+	PythonTag   PythonTagPath   `json:"python_tag"`
+	PlatformTag PlatformTagPath `json:"platform_tag"`
+	Params      PrioritiseBuildParams
+	Body        *PrioritiseBuildJSONRequestBody
+}
+
+type PrioritiseBuildResponseObject interface {
+	VisitPrioritiseBuildResponse(w http.ResponseWriter) error
+}
+
+type PrioritiseBuild200ResponseHeaders struct {
+	RefineryPosition int64
+}
+
+type PrioritiseBuild200JSONResponse struct {
+	Body    BuildAnswer
+	Headers PrioritiseBuild200ResponseHeaders
+}
+
+func (response PrioritiseBuild200JSONResponse) VisitPrioritiseBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PrioritiseBuild202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response PrioritiseBuild202JSONResponse) VisitPrioritiseBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PrioritiseBuilddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PrioritiseBuilddefaultApplicationProblemPlusJSONResponse) VisitPrioritiseBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryBuildRequestObject struct {
+	Name        NamePath        `json:"name"`
+	Version     VersionPath     `json:"version"`
+	PythonTag   PythonTagPath   `json:"python_tag"`
+	PlatformTag PlatformTagPath `json:"platform_tag"`
+	Params      RetryBuildParams
+	Body        *RetryBuildJSONRequestBody
+}
+
+type RetryBuildResponseObject interface {
+	VisitRetryBuildResponse(w http.ResponseWriter) error
+}
+
+type RetryBuild200ResponseHeaders struct {
+	RefineryPosition int64
+}
+
+type RetryBuild200JSONResponse struct {
+	Body    BuildAnswer
+	Headers RetryBuild200ResponseHeaders
+}
+
+func (response RetryBuild200JSONResponse) VisitRetryBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryBuild202JSONResponse struct{ AcceptedJSONResponse }
+
+func (response RetryBuild202JSONResponse) VisitRetryBuildResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.Header().Set("Preference-Applied", fmt.Sprint(response.Headers.PreferenceApplied))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RetryBuilddefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RetryBuilddefaultApplicationProblemPlusJSONResponse) VisitRetryBuildResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -4441,15 +5188,30 @@ type StrictServerInterface interface {
 	// PutArtifact A worker's wheel.
 	// (PUT /artifacts/{filename})
 	PutArtifact(ctx context.Context, request PutArtifactRequestObject) (PutArtifactResponseObject, error)
+	// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	// (POST /artifacts/{filename}/yank)
+	YankArtifact(ctx context.Context, request YankArtifactRequestObject) (YankArtifactResponseObject, error)
 	// ListBuilds Each wheel's build, the last changed first.
 	// (GET /builds)
 	ListBuilds(ctx context.Context, request ListBuildsRequestObject) (ListBuildsResponseObject, error)
+	// BulkBuilds One action over all builds that a filter finds.
+	// (POST /builds/bulk)
+	BulkBuilds(ctx context.Context, request BulkBuildsRequestObject) (BulkBuildsResponseObject, error)
+	// GetBulk How far a bulk action is.
+	// (GET /builds/bulk/{id})
+	GetBulk(ctx context.Context, request GetBulkRequestObject) (GetBulkResponseObject, error)
 	// GetBuild One build with its attempts.
 	// (GET /builds/{name}/{version}/{python_tag}/{platform_tag})
 	GetBuild(ctx context.Context, request GetBuildRequestObject) (GetBuildResponseObject, error)
 	// CancelBuild Nobody wants it any more.
 	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel)
 	CancelBuild(ctx context.Context, request CancelBuildRequestObject) (CancelBuildResponseObject, error)
+	// PrioritiseBuild Another place in the queue for a build that waits.
+	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority)
+	PrioritiseBuild(ctx context.Context, request PrioritiseBuildRequestObject) (PrioritiseBuildResponseObject, error)
+	// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+	// (POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry)
+	RetryBuild(ctx context.Context, request RetryBuildRequestObject) (RetryBuildResponseObject, error)
 	// GetCommand What became of a command.
 	// (GET /commands/{id})
 	GetCommand(ctx context.Context, request GetCommandRequestObject) (GetCommandResponseObject, error)
@@ -4624,6 +5386,43 @@ func (sh *strictHandler) PutArtifact(w http.ResponseWriter, r *http.Request, fil
 	}
 }
 
+// YankArtifact operation middleware
+func (sh *strictHandler) YankArtifact(w http.ResponseWriter, r *http.Request, filename Filename, params YankArtifactParams) {
+	var request YankArtifactRequestObject
+
+	request.Filename = filename
+	request.Params = params
+
+	var body YankArtifactJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.YankArtifact(ctx, request.(YankArtifactRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "YankArtifact")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(YankArtifactResponseObject); ok {
+		if err := validResponse.VisitYankArtifactResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListBuilds operation middleware
 func (sh *strictHandler) ListBuilds(w http.ResponseWriter, r *http.Request, params ListBuildsParams) {
 	var request ListBuildsRequestObject
@@ -4643,6 +5442,66 @@ func (sh *strictHandler) ListBuilds(w http.ResponseWriter, r *http.Request, para
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListBuildsResponseObject); ok {
 		if err := validResponse.VisitListBuildsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// BulkBuilds operation middleware
+func (sh *strictHandler) BulkBuilds(w http.ResponseWriter, r *http.Request, params BulkBuildsParams) {
+	var request BulkBuildsRequestObject
+
+	request.Params = params
+
+	var body BulkBuildsJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.BulkBuilds(ctx, request.(BulkBuildsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "BulkBuilds")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(BulkBuildsResponseObject); ok {
+		if err := validResponse.VisitBulkBuildsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetBulk operation middleware
+func (sh *strictHandler) GetBulk(w http.ResponseWriter, r *http.Request, id UUID, params GetBulkParams) {
+	var request GetBulkRequestObject
+
+	request.ID = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetBulk(ctx, request.(GetBulkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetBulk")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetBulkResponseObject); ok {
+		if err := validResponse.VisitGetBulkResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {
@@ -4713,6 +5572,83 @@ func (sh *strictHandler) CancelBuild(w http.ResponseWriter, r *http.Request, nam
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CancelBuildResponseObject); ok {
 		if err := validResponse.VisitCancelBuildResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PrioritiseBuild operation middleware
+func (sh *strictHandler) PrioritiseBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params PrioritiseBuildParams) {
+	var request PrioritiseBuildRequestObject
+
+	request.Name = name
+	request.Version = version
+	request.PythonTag = pythonTag
+	request.PlatformTag = platformTag
+	request.Params = params
+
+	var body PrioritiseBuildJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PrioritiseBuild(ctx, request.(PrioritiseBuildRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PrioritiseBuild")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PrioritiseBuildResponseObject); ok {
+		if err := validResponse.VisitPrioritiseBuildResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RetryBuild operation middleware
+func (sh *strictHandler) RetryBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params RetryBuildParams) {
+	var request RetryBuildRequestObject
+
+	request.Name = name
+	request.Version = version
+	request.PythonTag = pythonTag
+	request.PlatformTag = platformTag
+	request.Params = params
+
+	var body RetryBuildJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RetryBuild(ctx, request.(RetryBuildRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RetryBuild")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RetryBuildResponseObject); ok {
+		if err := validResponse.VisitRetryBuildResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

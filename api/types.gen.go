@@ -96,6 +96,27 @@ func (e BuildStatus) Valid() bool {
 	}
 }
 
+// Defines values for BulkAction.
+const (
+	BulkActionCancel   BulkAction = "cancel"
+	BulkActionPriority BulkAction = "priority"
+	BulkActionRetry    BulkAction = "retry"
+)
+
+// Valid indicates whether the value is a known member of the BulkAction enum.
+func (e BulkAction) Valid() bool {
+	switch e {
+	case BulkActionCancel:
+		return true
+	case BulkActionPriority:
+		return true
+	case BulkActionRetry:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Class.
 const (
 	Backend        Class = "backend"
@@ -461,7 +482,12 @@ type Artifact struct {
 	UploadedAt time.Time `json:"uploaded_at"`
 	URL        string    `json:"url"`
 	Version    string    `json:"version"`
-	Yanked     bool      `json:"yanked"`
+
+	// YankReason Empty: none was given, or it is not yanked.
+	YankReason string `json:"yank_reason"`
+
+	// Yanked PEP 592.
+	Yanked bool `json:"yanked"`
 }
 
 // ArtifactAnswer defines model for ArtifactAnswer.
@@ -571,6 +597,97 @@ type BuiltWheel struct {
 	SHA256   string `json:"sha256"`
 	Size     Size   `json:"size"`
 	URL      string `json:"url"`
+}
+
+// Bulk defines model for Bulk.
+type Bulk struct {
+	Action BulkAction `json:"action"`
+
+	// Actor Who asked.
+	Actor string `json:"actor"`
+
+	// Applied Done.
+	Applied int `json:"applied"`
+
+	// Concerned How many builds.
+	Concerned int `json:"concerned"`
+
+	// FinishedAt Null while some are pending.
+	FinishedAt *time.Time `json:"finished_at"`
+	ID         UUID       `json:"id"`
+
+	// Pending Not yet done.
+	Pending int    `json:"pending"`
+	Reason  string `json:"reason"`
+
+	// Refused They had changed before their turn came.
+	Refused     int       `json:"refused"`
+	RequestedAt time.Time `json:"requested_at"`
+}
+
+// BulkAction defines model for BulkAction.
+type BulkAction string
+
+// BulkAnswer defines model for BulkAnswer.
+type BulkAnswer struct {
+	Action BulkAction `json:"action"`
+
+	// Concerned How many builds.
+	Concerned int  `json:"concerned"`
+	ID        UUID `json:"id"`
+}
+
+// BulkFilter All that is given must hold; something must be given.
+type BulkFilter struct {
+	// Class What kind of failure it was.
+	Class Class `json:"class,omitempty,omitzero"`
+
+	// Package A project's name, in any spelling (PEP 503, PEP 508).
+	Package Name `json:"package,omitempty,omitzero"`
+
+	// PlatformTag Such as linux_x86_64 (PEP 425).
+	PlatformTag PlatformTag `json:"platform_tag,omitempty,omitzero"`
+
+	// PythonTag Such as cp311 (PEP 425).
+	PythonTag PythonTag `json:"python_tag,omitempty,omitzero"`
+	RunID     UUID      `json:"run_id,omitempty,omitzero"`
+
+	// Status One of these.
+	Status []BuildStatus `json:"status,omitempty,omitzero"`
+
+	// Version A version (PEP 440).
+	Version Version `json:"version,omitempty,omitzero"`
+}
+
+// BulkPreview defines model for BulkPreview.
+type BulkPreview struct {
+	Action BulkAction `json:"action"`
+
+	// Concerned How many builds.
+	Concerned int64 `json:"concerned"`
+
+	// Sample The first 20 of them.
+	Sample []BuildID `json:"sample"`
+}
+
+// BulkRequest defines model for BulkRequest.
+type BulkRequest struct {
+	Action BulkAction `json:"action"`
+
+	// DryRun Count and show; change nothing.
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Filter All that is given must hold; something must be given.
+	Filter BulkFilter `json:"filter"`
+
+	// Priority Higher is leased earlier.
+	Priority *Priority `json:"priority,omitempty"`
+
+	// Reason One line for people.
+	Reason Reason `json:"reason,omitempty,omitzero"`
+
+	// Recipes With retry: instead of those that each had.
+	Recipes []Recipe `json:"recipes,omitempty,omitzero"`
 }
 
 // CacheCounts defines model for CacheCounts.
@@ -1099,6 +1216,12 @@ type Positions struct {
 // Priority Higher is leased earlier.
 type Priority = int
 
+// PriorityRequest defines model for PriorityRequest.
+type PriorityRequest struct {
+	// Priority Higher is leased earlier.
+	Priority Priority `json:"priority"`
+}
+
 // Problem defines model for Problem.
 type Problem struct {
 	// Detail What to do.
@@ -1212,6 +1335,15 @@ type ResultReport struct {
 
 // ResultStatus defines model for ResultReport.status.
 type ResultStatus string
+
+// RetryRequest defines model for RetryRequest.
+type RetryRequest struct {
+	// Priority Higher is leased earlier.
+	Priority *Priority `json:"priority,omitempty"`
+
+	// Recipes Instead of those that it had; those stay where there are none here.
+	Recipes []Recipe `json:"recipes,omitempty,omitzero"`
+}
 
 // Run defines model for Run.
 type Run struct {
@@ -1390,6 +1522,22 @@ type WheelRef struct {
 // WorkerID defines model for WorkerID.
 type WorkerID = string
 
+// YankAnswer defines model for YankAnswer.
+type YankAnswer struct {
+	Filename   string `json:"filename"`
+	YankReason string `json:"yank_reason"`
+	Yanked     bool   `json:"yanked"`
+}
+
+// YankRequest defines model for YankRequest.
+type YankRequest struct {
+	// Reason One line for people.
+	Reason Reason `json:"reason,omitempty,omitzero"`
+
+	// Yanked False puts it back.
+	Yanked *bool `json:"yanked,omitempty"`
+}
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -1462,6 +1610,15 @@ type PutArtifactParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// YankArtifactParams defines parameters for YankArtifact.
+type YankArtifactParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // ListBuildsParams defines parameters for ListBuilds.
 type ListBuildsParams struct {
 	// Limit How many items.
@@ -1483,6 +1640,24 @@ type ListBuildsParams struct {
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// BulkBuildsParams defines parameters for BulkBuilds.
+type BulkBuildsParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// GetBulkParams defines parameters for GetBulk.
+type GetBulkParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetBuildParams defines parameters for GetBuild.
 type GetBuildParams struct {
 	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
@@ -1494,6 +1669,24 @@ type GetBuildParams struct {
 
 // CancelBuildParams defines parameters for CancelBuild.
 type CancelBuildParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// PrioritiseBuildParams defines parameters for PrioritiseBuild.
+type PrioritiseBuildParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// RetryBuildParams defines parameters for RetryBuild.
+type RetryBuildParams struct {
 	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
@@ -1755,8 +1948,20 @@ type RecordResultParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// YankArtifactJSONRequestBody defines body for YankArtifact for application/json ContentType.
+type YankArtifactJSONRequestBody = YankRequest
+
+// BulkBuildsJSONRequestBody defines body for BulkBuilds for application/json ContentType.
+type BulkBuildsJSONRequestBody = BulkRequest
+
 // CancelBuildJSONRequestBody defines body for CancelBuild for application/json ContentType.
 type CancelBuildJSONRequestBody = ReasonRequest
+
+// PrioritiseBuildJSONRequestBody defines body for PrioritiseBuild for application/json ContentType.
+type PrioritiseBuildJSONRequestBody = PriorityRequest
+
+// RetryBuildJSONRequestBody defines body for RetryBuild for application/json ContentType.
+type RetryBuildJSONRequestBody = RetryRequest
 
 // AppendLogJSONRequestBody defines body for AppendLog for application/json ContentType.
 type AppendLogJSONRequestBody = LogChunk

@@ -20,6 +20,7 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
 	"github.com/wheelrefinery/refinery/internal/wheelstore"
 )
@@ -32,6 +33,8 @@ type Options struct {
 	// forget is called once, when nobody waits any more.
 	Await func(id uuid.UUID) (wait func(context.Context) (eventlog.Outcome, error), forget func())
 	Jobs  Jobs
+	// Matching finds the builds that f means and that have one of these statuses, at most most, and counts all of them.
+	Matching func(ctx context.Context, f api.BulkFilter, statuses []api.BuildStatus, most int) (ids []events.BuildID, total int64, err error)
 	// Beat extends the leases that worker holds and says how each of them stands.
 	Beat func(ctx context.Context, worker string, leases []Lease) ([]api.JobAction, error)
 	// Cleared says how many builds the queue.cleared event at position took out of the queue.
@@ -78,10 +81,10 @@ func meta(ctx context.Context, worker string) commands.Meta {
 }
 
 // digest tells requests apart that have the same id: it covers what the request means, not how it is written.
-func digest(ctx context.Context, c commands.Command) (string, error) {
-	data, err := json.Marshal(c)
+func digest(ctx context.Context, name string, meaning any) (string, error) {
+	data, err := json.Marshal(meaning)
 	if err != nil {
-		return "", fmt.Errorf("encode %s: %w", c.Name(), err)
+		return "", fmt.Errorf("encode %s: %w", name, err)
 	}
 	r := api.RequestFrom(ctx)
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.Path, data))
@@ -134,9 +137,11 @@ func (p *pending) answer() api.Answer {
 
 // outcome sends c and waits for its outcome. The error is a *pending, or the refusal.
 func (s *Server) outcome(ctx context.Context, m commands.Meta, c commands.Command, async bool) (eventlog.Outcome, error) {
-	var err error
-	if m.Digest, err = digest(ctx, c); err != nil {
-		return eventlog.Outcome{}, err
+	if m.Digest == "" {
+		var err error
+		if m.Digest, err = digest(ctx, c.Name(), c); err != nil {
+			return eventlog.Outcome{}, err
+		}
 	}
 	wait, forget := s.Await(m.ID)
 	defer forget()

@@ -236,6 +236,7 @@ func (p *plane) follow(ctx context.Context) {
 	g.Go(func() error { return p.leases.Expire(ctx) })
 	for _, f := range []eventlog.Follower{
 		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus),
+		policies.Bulk(p.send, p.log.Outcomes),
 	} {
 		g.Go(func() error { return p.log.Run(ctx, f) })
 	}
