@@ -108,7 +108,7 @@ type ClientInterface interface {
 	// YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 	//
 	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -118,7 +118,7 @@ type ClientInterface interface {
 	// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 	//
 	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -217,6 +217,8 @@ type ClientInterface interface {
 	RetryBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetCommand What became of a command.
+	//
+	// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 	//
 	// Corresponds with GET /commands/{id} (the `GetCommand` operationId).
 	GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -506,7 +508,7 @@ func (c *Client) PutArtifactWithBody(ctx context.Context, filename Filename, par
 // YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 //
 // A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 //
 // Takes any type of body and a specified content type.
 //
@@ -526,7 +528,7 @@ func (c *Client) YankArtifactWithBody(ctx context.Context, filename Filename, pa
 // YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 //
 // A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -745,6 +747,8 @@ func (c *Client) RetryBuild(ctx context.Context, name NamePath, version VersionP
 }
 
 // GetCommand What became of a command.
+//
+// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 //
 // Corresponds with GET /commands/{id} (the `GetCommand` operationId).
 func (c *Client) GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -4333,7 +4337,7 @@ type ClientWithResponsesInterface interface {
 	// YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 	//
 	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -4343,7 +4347,7 @@ type ClientWithResponsesInterface interface {
 	// YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 	//
 	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-	// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -4448,6 +4452,8 @@ type ClientWithResponsesInterface interface {
 	RetryBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error)
 
 	// GetCommandWithResponse What became of a command.
+	//
+	// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -6092,7 +6098,7 @@ func (c *ClientWithResponses) PutArtifactWithBodyWithResponse(ctx context.Contex
 // YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 //
 // A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -6108,7 +6114,7 @@ func (c *ClientWithResponses) YankArtifactWithBodyWithResponse(ctx context.Conte
 // YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
 //
 // A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
-// plans. A later attempt that builds it anew is not yanked. 404 for a wheel that the index does not have.
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -6285,6 +6291,8 @@ func (c *ClientWithResponses) RetryBuildWithResponse(ctx context.Context, name N
 }
 
 // GetCommandWithResponse What became of a command.
+//
+// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 //
 // Returns a wrapper object for the known response body format(s).
 //

@@ -1080,7 +1080,7 @@ type Node struct {
 	// PythonTag Such as cp311 (PEP 425).
 	PythonTag PythonTag `json:"python_tag"`
 
-	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, cycle.
+	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, yanked, cycle.
 	Reason         string `json:"reason"`
 	RequiresPython string `json:"requires_python,omitempty,omitzero"`
 
@@ -1163,7 +1163,7 @@ type PlanNode struct {
 	// PythonTag Such as cp311 (PEP 425).
 	PythonTag PythonTag `json:"python_tag"`
 
-	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, cycle.
+	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, yanked, cycle.
 	Reason         string `json:"reason"`
 	RequiresPython string `json:"requires_python,omitempty,omitzero"`
 
@@ -1612,7 +1612,8 @@ type PutArtifactParams struct {
 
 // YankArtifactParams defines parameters for YankArtifact.
 type YankArtifactParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1642,7 +1643,8 @@ type ListBuildsParams struct {
 
 // BulkBuildsParams defines parameters for BulkBuilds.
 type BulkBuildsParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1669,7 +1671,8 @@ type GetBuildParams struct {
 
 // CancelBuildParams defines parameters for CancelBuild.
 type CancelBuildParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1678,7 +1681,8 @@ type CancelBuildParams struct {
 
 // PrioritiseBuildParams defines parameters for PrioritiseBuild.
 type PrioritiseBuildParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1687,7 +1691,8 @@ type PrioritiseBuildParams struct {
 
 // RetryBuildParams defines parameters for RetryBuild.
 type RetryBuildParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1775,7 +1780,8 @@ type GetManifestParams struct {
 
 // RecordManifestParams defines parameters for RecordManifest.
 type RecordManifestParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1796,7 +1802,8 @@ type GetPlanParams struct {
 
 // RecordPlanParams defines parameters for RecordPlan.
 type RecordPlanParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1822,7 +1829,8 @@ type ListQueueParams struct {
 
 // ClearQueueParams defines parameters for ClearQueue.
 type ClearQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1831,7 +1839,8 @@ type ClearQueueParams struct {
 
 // EnqueueParams defines parameters for Enqueue.
 type EnqueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1840,7 +1849,8 @@ type EnqueueParams struct {
 
 // PauseQueueParams defines parameters for PauseQueue.
 type PauseQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1849,7 +1859,8 @@ type PauseQueueParams struct {
 
 // ResumeQueueParams defines parameters for ResumeQueue.
 type ResumeQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1899,7 +1910,8 @@ type ListRunsParams struct {
 
 // SubmitRunParams defines parameters for SubmitRun.
 type SubmitRunParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1917,7 +1929,8 @@ type GetRunParams struct {
 
 // CancelRunParams defines parameters for CancelRun.
 type CancelRunParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1941,7 +1954,8 @@ type GetSummaryParams struct {
 
 // RecordResultParams defines parameters for RecordResult.
 type RecordResultParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).

@@ -19,6 +19,9 @@ import (
 
 const runs = "policy:runs"
 
+// yanked is the reason of a node that is built although our index has its wheel: that one should not be chosen any more.
+const yanked = "yanked"
+
 // Runs carries plans out: it asks for a build as soon as the wheels that it needs are there, longest path first, gives up what depends on
 // a failure, and closes a run when all its wheels have ended.
 func Runs(pool *pgxpool.Pool, send Send) eventlog.Follower {
@@ -255,8 +258,9 @@ func (r *openRun) advance(m events.Recorded, out *[]Message) {
 				n.Status = "asked"
 				send(commands.EnqueueBuild{
 					Build: n.Build(), Run: r.Run, Sdist: n.Sdist, Constraints: n.Constraints, Priority: n.Depth,
+					Rebuild: n.Reason == yanked,
 				})
-			case planned:
+			case planned && n.Reason != yanked: // its wheel is there, so it would be reused
 				send(commands.PlanBuild{Build: n.Build(), Run: r.Run, Sdist: n.Sdist})
 			}
 		}

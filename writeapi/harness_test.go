@@ -168,6 +168,9 @@ func start(t *testing.T, g gate) *plane {
 			p.cleared = position
 			return 7, nil
 		},
+		Matching: func(context.Context, api.BulkFilter, []api.BuildStatus, int) ([]events.BuildID, int64, error) {
+			return []events.BuildID{markup}, 10_001, nil
+		},
 		Wheels: store, LeaseTime: time.Minute, IndexURL: "http://localhost/simple/", Logger: logger,
 	}
 	if g.await != nil {

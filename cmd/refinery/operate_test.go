@@ -29,7 +29,7 @@ type control struct {
 
 func startControl(t *testing.T, change ...func(*controlSettings)) *control {
 	t.Helper()
-	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t)}
+	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour}
 	for _, f := range change {
 		f(&c)
 	}

@@ -234,6 +234,7 @@ func (p *plane) follow(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { return p.read.Run(ctx) })
 	g.Go(func() error { return p.leases.Expire(ctx) })
+	g.Go(func() error { return p.log.Prune(ctx, p.KeepOutcomes) })
 	for _, f := range []eventlog.Follower{
 		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus),
 		policies.Bulk(p.send, p.log.Outcomes),
