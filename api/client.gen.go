@@ -307,6 +307,30 @@ type ClientInterface interface {
 	// Corresponds with POST /plan (the `RecordPlan` operationId).
 	RecordPlan(ctx context.Context, params *RecordPlanParams, body RecordPlanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RetryDeadLetter Applies the parked events of a stream again, in order.
+	//
+	// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+	// how many were, and what still stands in the way. 404 for one that is not there.
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+	RetryDeadLetter(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SkipDeadLetter Drops the event that a stream is parked at, and applies those behind it.
+	//
+	// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+	// another. 404 for one that is not there.
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+	SkipDeadLetter(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RebuildProjection Makes a read model again from the whole log.
+	//
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// 404 for a name that is no read model's.
+	//
+	// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+	RebuildProjection(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListQueue Queued builds in the order in which they are leased.
 	//
 	// Corresponds with GET /queue (the `ListQueue` operationId).
@@ -468,6 +492,56 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /worker/result (the `RecordResult` operationId).
 	RecordResult(ctx context.Context, params *RecordResultParams, body RecordResultJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SmokeWorkerWithBody Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithBody(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SmokeWorker Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorker(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordSmokeWithBody What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithBody(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordSmoke What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmoke(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TriggerWorkers Wakes workers, so that they ask for jobs at once.
+	//
+	// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+	// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+	// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+	// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+	//
+	// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+	TriggerWorkers(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // ListArtifacts Wheels in the index, newest first.
@@ -967,6 +1041,60 @@ func (c *Client) RecordPlan(ctx context.Context, params *RecordPlanParams, body 
 	return c.Client.Do(req)
 }
 
+// RetryDeadLetter Applies the parked events of a stream again, in order.
+//
+// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+// how many were, and what still stands in the way. 404 for one that is not there.
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+func (c *Client) RetryDeadLetter(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryDeadLetterRequest(c.Server, name, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SkipDeadLetter Drops the event that a stream is parked at, and applies those behind it.
+//
+// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+// another. 404 for one that is not there.
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+func (c *Client) SkipDeadLetter(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSkipDeadLetterRequest(c.Server, name, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RebuildProjection Makes a read model again from the whole log.
+//
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// 404 for a name that is no read model's.
+//
+// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+func (c *Client) RebuildProjection(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRebuildProjectionRequest(c.Server, name, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListQueue Queued builds in the order in which they are leased.
 //
 // Corresponds with GET /queue (the `ListQueue` operationId).
@@ -1359,6 +1487,106 @@ func (c *Client) RecordResultWithBody(ctx context.Context, params *RecordResultP
 // Corresponds with POST /worker/result (the `RecordResult` operationId).
 func (c *Client) RecordResult(ctx context.Context, params *RecordResultParams, body RecordResultJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRecordResultRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SmokeWorkerWithBody Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *Client) SmokeWorkerWithBody(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSmokeWorkerRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SmokeWorker Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *Client) SmokeWorker(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSmokeWorkerRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordSmokeWithBody What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *Client) RecordSmokeWithBody(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordSmokeRequestWithBody(c.Server, id, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordSmoke What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *Client) RecordSmoke(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordSmokeRequest(c.Server, id, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TriggerWorkers Wakes workers, so that they ask for jobs at once.
+//
+// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+//
+// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+func (c *Client) TriggerWorkers(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTriggerWorkersRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3145,6 +3373,200 @@ func NewRecordPlanRequestWithBody(server string, params *RecordPlanParams, conte
 	return req, nil
 }
 
+// NewRetryDeadLetterRequest constructs an http.Request for the RetryDeadLetter method
+func NewRetryDeadLetterRequest(server string, name ProjectionName, id int64, params *RetryDeadLetterParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/dead-letters/%s/retry", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSkipDeadLetterRequest constructs an http.Request for the SkipDeadLetter method
+func NewSkipDeadLetterRequest(server string, name ProjectionName, id int64, params *SkipDeadLetterParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/dead-letters/%s/skip", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRebuildProjectionRequest constructs an http.Request for the RebuildProjection method
+func NewRebuildProjectionRequest(server string, name ProjectionName, params *RebuildProjectionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/rebuild", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListQueueRequest constructs an http.Request for the ListQueue method
 func NewListQueueRequest(server string, params *ListQueueParams) (*http.Request, error) {
 	var err error
@@ -4273,6 +4695,176 @@ func NewRecordResultRequestWithBody(server string, params *RecordResultParams, c
 	return req, nil
 }
 
+// NewSmokeWorkerRequest calls the generic SmokeWorker builder with application/json body
+func NewSmokeWorkerRequest(server string, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSmokeWorkerRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewSmokeWorkerRequestWithBody constructs an http.Request for the SmokeWorker method, with any body, and a specified content type
+func NewSmokeWorkerRequestWithBody(server string, params *SmokeWorkerParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/smoke")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRecordSmokeRequest calls the generic RecordSmoke builder with application/json body
+func NewRecordSmokeRequest(server string, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRecordSmokeRequestWithBody(server, id, params, "application/json", bodyReader)
+}
+
+// NewRecordSmokeRequestWithBody constructs an http.Request for the RecordSmoke method, with any body, and a specified content type
+func NewRecordSmokeRequestWithBody(server string, id UUID, params *RecordSmokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/smoke/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewTriggerWorkersRequest constructs an http.Request for the TriggerWorkers method
+func NewTriggerWorkersRequest(server string, params *TriggerWorkersParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/trigger")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -4556,6 +5148,36 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /plan (the `RecordPlan` operationId).
 	RecordPlanWithResponse(ctx context.Context, params *RecordPlanParams, body RecordPlanJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordPlanResponse, error)
 
+	// RetryDeadLetterWithResponse Applies the parked events of a stream again, in order.
+	//
+	// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+	// how many were, and what still stands in the way. 404 for one that is not there.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+	RetryDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*RetryDeadLetterResponse, error)
+
+	// SkipDeadLetterWithResponse Drops the event that a stream is parked at, and applies those behind it.
+	//
+	// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+	// another. 404 for one that is not there.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+	SkipDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*SkipDeadLetterResponse, error)
+
+	// RebuildProjectionWithResponse Makes a read model again from the whole log.
+	//
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// 404 for a name that is no read model's.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+	RebuildProjectionWithResponse(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*RebuildProjectionResponse, error)
+
 	// ListQueueWithResponse Queued builds in the order in which they are leased.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4733,6 +5355,58 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /worker/result (the `RecordResult` operationId).
 	RecordResultWithResponse(ctx context.Context, params *RecordResultParams, body RecordResultJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordResultResponse, error)
+
+	// SmokeWorkerWithBodyWithResponse Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithBodyWithResponse(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error)
+
+	// SmokeWorkerWithResponse Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithResponse(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error)
+
+	// RecordSmokeWithBodyWithResponse What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithBodyWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error)
+
+	// RecordSmokeWithResponse What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error)
+
+	// TriggerWorkersWithResponse Wakes workers, so that they ask for jobs at once.
+	//
+	// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+	// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+	// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+	// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+	TriggerWorkersWithResponse(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*TriggerWorkersResponse, error)
 }
 
 // ListArtifactsResponse200Headers the declared response headers of an HTTP 200 response for ListArtifacts
@@ -5475,6 +6149,132 @@ func (r RecordPlanResponse) StatusCode() int {
 	return 0
 }
 
+// RetryDeadLetterResponse200Headers the declared response headers of an HTTP 200 response for RetryDeadLetter
+type RetryDeadLetterResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RetryDeadLetterResponse202Headers the declared response headers of an HTTP 202 response for RetryDeadLetter
+type RetryDeadLetterResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RetryDeadLetterResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeadLetterAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RetryDeadLetterResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RetryDeadLetterResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryDeadLetterResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryDeadLetterResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// SkipDeadLetterResponse200Headers the declared response headers of an HTTP 200 response for SkipDeadLetter
+type SkipDeadLetterResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// SkipDeadLetterResponse202Headers the declared response headers of an HTTP 202 response for SkipDeadLetter
+type SkipDeadLetterResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type SkipDeadLetterResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeadLetterAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SkipDeadLetterResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *SkipDeadLetterResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SkipDeadLetterResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SkipDeadLetterResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RebuildProjectionResponse200Headers the declared response headers of an HTTP 200 response for RebuildProjection
+type RebuildProjectionResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RebuildProjectionResponse202Headers the declared response headers of an HTTP 202 response for RebuildProjection
+type RebuildProjectionResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RebuildProjectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectionAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RebuildProjectionResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RebuildProjectionResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RebuildProjectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RebuildProjectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListQueueResponse200Headers the declared response headers of an HTTP 200 response for ListQueue
 type ListQueueResponse200Headers struct {
 	ETag             string
@@ -6066,6 +6866,122 @@ func (r RecordResultResponse) StatusCode() int {
 	return 0
 }
 
+// SmokeWorkerResponse200Headers the declared response headers of an HTTP 200 response for SmokeWorker
+type SmokeWorkerResponse200Headers struct {
+	RefineryPosition int64
+}
+
+type SmokeWorkerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SmokeReport
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SmokeWorkerResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SmokeWorkerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SmokeWorkerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RecordSmokeResponse200Headers the declared response headers of an HTTP 200 response for RecordSmoke
+type RecordSmokeResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RecordSmokeResponse202Headers the declared response headers of an HTTP 202 response for RecordSmoke
+type RecordSmokeResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RecordSmokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SmokeReport
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RecordSmokeResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RecordSmokeResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RecordSmokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RecordSmokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// TriggerWorkersResponse200Headers the declared response headers of an HTTP 200 response for TriggerWorkers
+type TriggerWorkersResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// TriggerWorkersResponse202Headers the declared response headers of an HTTP 202 response for TriggerWorkers
+type TriggerWorkersResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type TriggerWorkersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TriggerAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *TriggerWorkersResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *TriggerWorkersResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r TriggerWorkersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TriggerWorkersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListArtifactsWithResponse Wheels in the index, newest first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6473,6 +7389,54 @@ func (c *ClientWithResponses) RecordPlanWithResponse(ctx context.Context, params
 	return ParseRecordPlanResponse(rsp)
 }
 
+// RetryDeadLetterWithResponse Applies the parked events of a stream again, in order.
+//
+// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+// how many were, and what still stands in the way. 404 for one that is not there.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+func (c *ClientWithResponses) RetryDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*RetryDeadLetterResponse, error) {
+	rsp, err := c.RetryDeadLetter(ctx, name, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryDeadLetterResponse(rsp)
+}
+
+// SkipDeadLetterWithResponse Drops the event that a stream is parked at, and applies those behind it.
+//
+// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+// another. 404 for one that is not there.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+func (c *ClientWithResponses) SkipDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*SkipDeadLetterResponse, error) {
+	rsp, err := c.SkipDeadLetter(ctx, name, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSkipDeadLetterResponse(rsp)
+}
+
+// RebuildProjectionWithResponse Makes a read model again from the whole log.
+//
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// 404 for a name that is no read model's.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+func (c *ClientWithResponses) RebuildProjectionWithResponse(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*RebuildProjectionResponse, error) {
+	rsp, err := c.RebuildProjection(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRebuildProjectionResponse(rsp)
+}
+
 // ListQueueWithResponse Queued builds in the order in which they are leased.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6793,6 +7757,88 @@ func (c *ClientWithResponses) RecordResultWithResponse(ctx context.Context, para
 		return nil, err
 	}
 	return ParseRecordResultResponse(rsp)
+}
+
+// SmokeWorkerWithBodyWithResponse Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *ClientWithResponses) SmokeWorkerWithBodyWithResponse(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error) {
+	rsp, err := c.SmokeWorkerWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSmokeWorkerResponse(rsp)
+}
+
+// SmokeWorkerWithResponse Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *ClientWithResponses) SmokeWorkerWithResponse(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error) {
+	rsp, err := c.SmokeWorker(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSmokeWorkerResponse(rsp)
+}
+
+// RecordSmokeWithBodyWithResponse What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *ClientWithResponses) RecordSmokeWithBodyWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error) {
+	rsp, err := c.RecordSmokeWithBody(ctx, id, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordSmokeResponse(rsp)
+}
+
+// RecordSmokeWithResponse What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *ClientWithResponses) RecordSmokeWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error) {
+	rsp, err := c.RecordSmoke(ctx, id, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordSmokeResponse(rsp)
+}
+
+// TriggerWorkersWithResponse Wakes workers, so that they ask for jobs at once.
+//
+// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+func (c *ClientWithResponses) TriggerWorkersWithResponse(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*TriggerWorkersResponse, error) {
+	rsp, err := c.TriggerWorkers(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTriggerWorkersResponse(rsp)
 }
 
 // ParseListArtifactsResponse parses an HTTP response from a ListArtifactsWithResponse call
@@ -8047,6 +9093,216 @@ func ParseRecordPlanResponse(rsp *http.Response) (*RecordPlanResponse, error) {
 	return response, nil
 }
 
+// ParseRetryDeadLetterResponse parses an HTTP response from a RetryDeadLetterWithResponse call
+func ParseRetryDeadLetterResponse(rsp *http.Response) (*RetryDeadLetterResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryDeadLetterResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeadLetterAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RetryDeadLetterResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RetryDeadLetterResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSkipDeadLetterResponse parses an HTTP response from a SkipDeadLetterWithResponse call
+func ParseSkipDeadLetterResponse(rsp *http.Response) (*SkipDeadLetterResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SkipDeadLetterResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeadLetterAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SkipDeadLetterResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers SkipDeadLetterResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRebuildProjectionResponse parses an HTTP response from a RebuildProjectionWithResponse call
+func ParseRebuildProjectionResponse(rsp *http.Response) (*RebuildProjectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RebuildProjectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectionAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RebuildProjectionResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RebuildProjectionResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListQueueResponse parses an HTTP response from a ListQueueWithResponse call
 func ParseListQueueResponse(rsp *http.Response) (*ListQueueResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9034,6 +10290,192 @@ func ParseRecordResultResponse(rsp *http.Response) (*RecordResultResponse, error
 		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers RecordResultResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSmokeWorkerResponse parses an HTTP response from a SmokeWorkerWithResponse call
+func ParseSmokeWorkerResponse(rsp *http.Response) (*SmokeWorkerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SmokeWorkerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SmokeReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SmokeWorkerResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRecordSmokeResponse parses an HTTP response from a RecordSmokeWithResponse call
+func ParseRecordSmokeResponse(rsp *http.Response) (*RecordSmokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RecordSmokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SmokeReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RecordSmokeResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RecordSmokeResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseTriggerWorkersResponse parses an HTTP response from a TriggerWorkersWithResponse call
+func ParseTriggerWorkersResponse(rsp *http.Response) (*TriggerWorkersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TriggerWorkersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TriggerAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers TriggerWorkersResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers TriggerWorkersResponse202Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -283,6 +283,7 @@ func (e JobAction) Valid() bool {
 const (
 	JobKindBuild JobKind = "build"
 	JobKindPlan  JobKind = "plan"
+	JobKindSmoke JobKind = "smoke"
 )
 
 // Valid indicates whether the value is a known member of the JobKind enum.
@@ -291,6 +292,8 @@ func (e JobKind) Valid() bool {
 	case JobKindBuild:
 		return true
 	case JobKindPlan:
+		return true
+	case JobKindSmoke:
 		return true
 	default:
 		return false
@@ -339,6 +342,21 @@ func (e PartStatus) Valid() bool {
 	case Ok:
 		return true
 	case Starting:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RebuildState.
+const (
+	Rebuilding RebuildState = "rebuilding"
+)
+
+// Valid indicates whether the value is a known member of the RebuildState enum.
+func (e RebuildState) Valid() bool {
+	switch e {
+	case Rebuilding:
 		return true
 	default:
 		return false
@@ -438,6 +456,24 @@ func (e Strategy) Valid() bool {
 	case Pinned:
 		return true
 	case Upgrade:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TriggerHow.
+const (
+	Local   TriggerHow = "local"
+	Webhook TriggerHow = "webhook"
+)
+
+// Valid indicates whether the value is a known member of the TriggerHow enum.
+func (e TriggerHow) Valid() bool {
+	switch e {
+	case Local:
+		return true
+	case Webhook:
 		return true
 	default:
 		return false
@@ -759,6 +795,20 @@ type Config struct {
 // Counts How many builds have each status.
 type Counts map[string]int64
 
+// DeadLetterAnswer defines model for DeadLetterAnswer.
+type DeadLetterAnswer struct {
+	// Applied Events that are no dead letters any more.
+	Applied int `json:"applied"`
+
+	// Error What the first of them fails with.
+	Error string `json:"error,omitempty,omitzero"`
+	Name  string `json:"name"`
+
+	// Parked Dead letters of the stream that are left.
+	Parked int    `json:"parked"`
+	Stream string `json:"stream"`
+}
+
 // DurationMS defines model for DurationMS.
 type DurationMS = int64
 
@@ -881,7 +931,8 @@ type HistoryList struct {
 type HistoryStatus string
 
 // Job `kind` says which fields are there. build: `build`, `constraints` (pins of the build requirements), `recipes`, `run_id` and
-// `sdist` where they are known. plan: `run_id`, `requirements`, `strategy`, `build_mode` and the rest of the run.
+// `sdist` where they are known. plan: `run_id`, `requirements`, `strategy`, `build_mode` and the rest of the run. smoke: `smoke_id`;
+// it has no heartbeats, and is answered at /worker/smoke/{id}.
 type Job struct {
 	// Attempt Number of an attempt, from 1.
 	Attempt Attempt `json:"attempt"`
@@ -910,7 +961,8 @@ type Job struct {
 	RunID        UUID     `json:"run_id,omitempty,omitzero"`
 
 	// Sdist An sdist or a wheel to download.
-	Sdist File `json:"sdist,omitempty,omitzero"`
+	Sdist   File `json:"sdist,omitempty,omitzero"`
+	SmokeID UUID `json:"smoke_id,omitempty,omitzero"`
 
 	// Strategy pinned: the versions that the requirements name, otherwise the newest that fits; upgrade: the newest that fits.
 	Strategy Strategy `json:"strategy,omitempty,omitzero"`
@@ -951,7 +1003,7 @@ type JobState struct {
 type LeaseRequest struct {
 	Host string `json:"host,omitempty,omitzero"`
 
-	// Kinds Both where it is absent.
+	// Kinds plan and build where it is absent.
 	Kinds []JobKind `json:"kinds,omitempty,omitzero"`
 
 	// PlatformTag Such as linux_x86_64 (PEP 425).
@@ -1237,6 +1289,18 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// ProjectionAnswer defines model for ProjectionAnswer.
+type ProjectionAnswer struct {
+	Name  string       `json:"name"`
+	State RebuildState `json:"state"`
+}
+
+// RebuildState defines model for ProjectionAnswer.state.
+type RebuildState string
+
+// ProjectionName Of a read model; /projections lists them.
+type ProjectionName = string
+
 // PythonTag Such as cp311 (PEP 425).
 type PythonTag = string
 
@@ -1463,6 +1527,55 @@ type SHA256 = string
 // Size defines model for Size.
 type Size = int64
 
+// SmokeLimits Of one build.
+type SmokeLimits struct {
+	DiskBytes   int64 `json:"disk_bytes,omitempty,omitzero"`
+	MemoryBytes int64 `json:"memory_bytes,omitempty,omitzero"`
+
+	// Processes And threads.
+	Processes      int64 `json:"processes,omitempty,omitzero"`
+	TimeoutSeconds int64 `json:"timeout_seconds,omitempty,omitzero"`
+}
+
+// SmokeReport defines model for SmokeReport.
+type SmokeReport struct {
+	BuildMS    DurationMS `json:"build_ms,omitempty,omitzero"`
+	DurationMS DurationMS `json:"duration_ms"`
+
+	// Failures What went wrong.
+	Failures []Line `json:"failures"`
+
+	// Gcc Its version; empty where there is none.
+	Gcc string `json:"gcc,omitempty,omitzero"`
+
+	// Limits Of one build.
+	Limits SmokeLimits `json:"limits,omitempty,omitzero"`
+
+	// Ok It planned and built.
+	Ok     bool       `json:"ok"`
+	PlanMS DurationMS `json:"plan_ms,omitempty,omitzero"`
+
+	// Program Version of the worker's program.
+	Program       string `json:"program,omitempty,omitzero"`
+	PythonVersion string `json:"python_version,omitempty,omitzero"`
+
+	// User As whom builds run; a number where it has no name.
+	User string `json:"user,omitempty,omitzero"`
+
+	// Uv Its version.
+	Uv string `json:"uv,omitempty,omitzero"`
+
+	// Wheel The filename of what was built.
+	Wheel  string   `json:"wheel,omitempty,omitzero"`
+	Worker WorkerID `json:"worker"`
+}
+
+// SmokeRequest defines model for SmokeRequest.
+type SmokeRequest struct {
+	// TimeoutSeconds How long the answer may take; 60 where it is absent.
+	TimeoutSeconds int `json:"timeout_seconds,omitempty,omitzero"`
+}
+
 // Strategy pinned: the versions that the requirements name, otherwise the newest that fits; upgrade: the newest that fits.
 type Strategy string
 
@@ -1499,6 +1612,23 @@ type TagLength struct {
 	PlatformTag string `json:"platform_tag"`
 	PythonTag   string `json:"python_tag"`
 }
+
+// TriggerAnswer defines model for TriggerAnswer.
+type TriggerAnswer struct {
+	Attempts   int        `json:"attempts"`
+	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
+	How        TriggerHow `json:"how"`
+	ID         UUID       `json:"id"`
+
+	// Status Of the webhook's answer.
+	Status int `json:"status,omitempty,omitzero"`
+
+	// Woken Requests for a job that were waiting here.
+	Woken int `json:"woken,omitempty,omitzero"`
+}
+
+// TriggerHow defines model for TriggerAnswer.how.
+type TriggerHow string
 
 // UUID defines model for UUID.
 type UUID = openapi_types.UUID
@@ -1810,6 +1940,36 @@ type RecordPlanParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// RetryDeadLetterParams defines parameters for RetryDeadLetter.
+type RetryDeadLetterParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// SkipDeadLetterParams defines parameters for SkipDeadLetter.
+type SkipDeadLetterParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// RebuildProjectionParams defines parameters for RebuildProjection.
+type RebuildProjectionParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // ListQueueParams defines parameters for ListQueue.
 type ListQueueParams struct {
 	// Limit How many items.
@@ -1962,6 +2122,29 @@ type RecordResultParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// SmokeWorkerParams defines parameters for SmokeWorker.
+type SmokeWorkerParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RecordSmokeParams defines parameters for RecordSmoke.
+type RecordSmokeParams struct {
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// TriggerWorkersParams defines parameters for TriggerWorkers.
+type TriggerWorkersParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // YankArtifactJSONRequestBody defines body for YankArtifact for application/json ContentType.
 type YankArtifactJSONRequestBody = YankRequest
 
@@ -2012,3 +2195,9 @@ type LeaseJSONRequestBody = LeaseRequest
 
 // RecordResultJSONRequestBody defines body for RecordResult for application/json ContentType.
 type RecordResultJSONRequestBody = ResultReport
+
+// SmokeWorkerJSONRequestBody defines body for SmokeWorker for application/json ContentType.
+type SmokeWorkerJSONRequestBody = SmokeRequest
+
+// RecordSmokeJSONRequestBody defines body for RecordSmoke for application/json ContentType.
+type RecordSmokeJSONRequestBody = SmokeReport

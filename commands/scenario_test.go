@@ -72,7 +72,7 @@ func check(t *testing.T, scenarios []scenario) {
 }
 
 func allScenarios() []scenario {
-	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios, retryScenarios, bulkScenarios)
+	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios, retryScenarios, bulkScenarios, triggerScenarios, projectionScenarios, smokeScenarios)
 }
 
 // A command without a scenario, or an event that no scenario ends in, is not tested.

@@ -52,6 +52,14 @@ var whole = []Command{
 	YankArtifact{wheel1.Filename, true, "no"},
 	bulkRetry,
 	ProgressBulk{runA, 1, 2},
+	RequestTrigger{runA, true, 1},
+	recordFailed,
+	RebuildProjection{"builds"},
+	MendProjection{"builds", 1, true},
+	RequestSmoke{runA},
+	LeaseSmoke{runA, "w1"},
+	smokeRecord,
+	ExpireSmoke{runA},
 	ClearQueue{true, "no"},
 	PauseQueue{"no"},
 	ResumeQueue{},
@@ -199,6 +207,7 @@ func TestValidateForms(t *testing.T) {
 		"strategy":    {"", "newest"},
 		"class":       {"", "Compiler", "bug"},
 		"build mode":  {"", "none"},
+		"projection":  {"", "Builds", "a-b", "1a", strings.Repeat("a", 61)},
 	}
 	forms := map[string]string{
 		"platform_tag": "platform", "metadata_sha256": "sha256", "sdist_sha256": "sha256", "wheel": "filename", "project": "name", "names/0": "name",
@@ -233,7 +242,7 @@ func TestValidateForms(t *testing.T) {
 			for _, value := range paths {
 				refuse(t, l, value)
 			}
-		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "items/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0"}, last) {
+		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "items/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "failures/0", "python_version", "uv", "gcc", "program", "user"}, last) {
 			t.Errorf("%s has no form: say that it is free text, or what is bad", l)
 		}
 	})
@@ -260,7 +269,7 @@ func TestValidateNumbersAndLists(t *testing.T) {
 			refuse(t, l, map[string]int{"nul\x00": 1})
 			refuse(t, l, map[string]int{"built": -1})
 		case reflect.Struct:
-			if l.pointer != "/started_at" { // only shown
+			if l.pointer != "/started_at" && l.pointer != "/retry_at" { // only shown; absent after the last attempt
 				refuse(t, l, reflect.Zero(l.kind).Interface())
 			}
 		}
