@@ -62,6 +62,8 @@ func (j *jobs) Next(_ context.Context, w writeapi.Worker, _ time.Duration) (*wri
 	return c, nil
 }
 
+func (*jobs) Wake() int { return 3 }
+
 func (j *jobs) Done(*writeapi.Candidate) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

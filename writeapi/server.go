@@ -39,7 +39,13 @@ type Options struct {
 	Beat func(ctx context.Context, worker string, leases []Lease) ([]api.JobAction, error)
 	// Cleared says how many builds the queue.cleared event at position took out of the queue.
 	Cleared func(ctx context.Context, position int64) (int, error)
-	Wheels  wheelstore.Store
+	// Projections names the read models, Parked reads what one of them has put aside: of a stream, or where none is named of the stream
+	// of the event at position. Operated returns when what operators asked for up to position is done, or begun where that takes long.
+	Projections []string
+	Parked      func(ctx context.Context, projection string, position int64, stream string) (ParkedStream, error)
+	Operated    func(ctx context.Context, position int64) error
+	Webhook     bool // there is one, which a policy calls
+	Wheels      wheelstore.Store
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
 	IndexURL  string // the refinery's own index, as workers reach it

@@ -57,8 +57,8 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 			Cleared: func(ctx context.Context, position int64) (int, error) {
 				return projections.ClearCount(ctx, p.reads, position)
 			},
-			Matching: p.matching,
-			Wheels:   wheels, LeaseTime: policies.LeaseTime, IndexURL: p.url() + "/simple/", Logger: p.logger,
+			Matching: p.matching, Projections: p.read.Names(), Parked: p.parked, Operated: p.operated, Webhook: p.WorkerWebhookURL != "",
+			Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.url() + "/simple/", Logger: p.logger,
 		}),
 	}, index.New(p.reads, wheels))
 }
