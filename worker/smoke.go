@@ -86,7 +86,7 @@ func (w *Worker) prove(ctx context.Context, r *api.SmokeReport) error {
 		return err
 	}
 	r.User = userName(box.who.uid)
-	if gcc := s.serve(ctx, request{Box: "build", Argv: []string{"gcc", "--version"}, TimeoutMS: time.Minute.Milliseconds()}); gcc.Code == 0 {
+	if gcc := s.serve(ctx, request{Box: "build", Argv: []string{"/usr/bin/env", "gcc", "--version"}, TimeoutMS: time.Minute.Milliseconds()}); gcc.Code == 0 {
 		r.Gcc, _, _ = strings.Cut(gcc.Output, "\n")
 		r.Gcc = oneLine(r.Gcc[:min(len(r.Gcc), 200)])
 	}
