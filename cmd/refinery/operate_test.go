@@ -46,8 +46,7 @@ func startControl(t *testing.T, change ...func(*controlSettings)) *control {
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := httputil.NewSingleHostReverseProxy(address)
-	proxy.Director = func(r *http.Request) { r.URL.Scheme, r.URL.Host, r.Host = "http", address.Host, address.Host }
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(address) }}
 	return &control{t, p, apitest.Check(t, proxy)}
 }
 
