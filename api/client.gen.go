@@ -105,6 +105,26 @@ type ClientInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBody(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithBody(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifact(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListAudit The event log itself.
 	//
 	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
@@ -118,6 +138,35 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
 	ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkBuildsWithBody One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithBody(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BulkBuilds One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuilds(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetBulk How far a bulk action is.
+	//
+	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+	GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetBuild One build with its attempts.
 	//
@@ -138,7 +187,47 @@ type ClientInterface interface {
 	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 	CancelBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, body CancelBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// PrioritiseBuildWithBody Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PrioritiseBuild Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryBuildWithBody Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetCommand What became of a command.
+	//
+	// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 	//
 	// Corresponds with GET /commands/{id} (the `GetCommand` operationId).
 	GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -320,6 +409,30 @@ type ClientInterface interface {
 	// Corresponds with POST /plan (the `RecordPlan` operationId).
 	RecordPlan(ctx context.Context, params *RecordPlanParams, body RecordPlanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RetryDeadLetter Applies the parked events of a stream again, in order.
+	//
+	// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+	// how many were, and what still stands in the way. 404 for one that is not there.
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+	RetryDeadLetter(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SkipDeadLetter Drops the event that a stream is parked at, and applies those behind it.
+	//
+	// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+	// another. 404 for one that is not there.
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+	SkipDeadLetter(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RebuildProjection Makes a read model again from the whole log.
+	//
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// 404 for a name that is no read model's.
+	//
+	// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+	RebuildProjection(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListQueue Queued builds in the order in which they are leased.
 	//
 	// Corresponds with GET /queue (the `ListQueue` operationId).
@@ -481,6 +594,56 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /worker/result (the `RecordResult` operationId).
 	RecordResult(ctx context.Context, params *RecordResultParams, body RecordResultJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SmokeWorkerWithBody Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithBody(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SmokeWorker Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorker(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordSmokeWithBody What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithBody(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordSmoke What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmoke(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TriggerWorkers Wakes workers, so that they ask for jobs at once.
+	//
+	// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+	// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+	// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+	// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+	//
+	// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+	TriggerWorkers(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // ListArtifacts Wheels in the index, newest first.
@@ -518,6 +681,46 @@ func (c *Client) PutArtifactWithBody(ctx context.Context, filename Filename, par
 	return c.Client.Do(req)
 }
 
+// YankArtifactWithBody Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *Client) YankArtifactWithBody(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewYankArtifactRequestWithBody(c.Server, filename, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// YankArtifact Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *Client) YankArtifact(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewYankArtifactRequest(c.Server, filename, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListAudit The event log itself.
 //
 // Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
@@ -542,6 +745,65 @@ func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEdit
 // Corresponds with GET /builds (the `ListBuilds` operationId).
 func (c *Client) ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListBuildsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkBuildsWithBody One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *Client) BulkBuildsWithBody(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkBuildsRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BulkBuilds One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *Client) BulkBuilds(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBulkBuildsRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetBulk How far a bulk action is.
+//
+// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+func (c *Client) GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetBulkRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -601,7 +863,87 @@ func (c *Client) CancelBuild(ctx context.Context, name NamePath, version Version
 	return c.Client.Do(req)
 }
 
+// PrioritiseBuildWithBody Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *Client) PrioritiseBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPrioritiseBuildRequestWithBody(c.Server, name, version, pythonTag, platformTag, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PrioritiseBuild Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *Client) PrioritiseBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPrioritiseBuildRequest(c.Server, name, version, pythonTag, platformTag, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryBuildWithBody Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *Client) RetryBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryBuildRequestWithBody(c.Server, name, version, pythonTag, platformTag, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryBuild Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *Client) RetryBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryBuildRequest(c.Server, name, version, pythonTag, platformTag, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetCommand What became of a command.
+//
+// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 //
 // Corresponds with GET /commands/{id} (the `GetCommand` operationId).
 func (c *Client) GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1003,6 +1345,60 @@ func (c *Client) RecordPlanWithBody(ctx context.Context, params *RecordPlanParam
 // Corresponds with POST /plan (the `RecordPlan` operationId).
 func (c *Client) RecordPlan(ctx context.Context, params *RecordPlanParams, body RecordPlanJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewRecordPlanRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RetryDeadLetter Applies the parked events of a stream again, in order.
+//
+// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+// how many were, and what still stands in the way. 404 for one that is not there.
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+func (c *Client) RetryDeadLetter(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRetryDeadLetterRequest(c.Server, name, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SkipDeadLetter Drops the event that a stream is parked at, and applies those behind it.
+//
+// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+// another. 404 for one that is not there.
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+func (c *Client) SkipDeadLetter(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSkipDeadLetterRequest(c.Server, name, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RebuildProjection Makes a read model again from the whole log.
+//
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// 404 for a name that is no read model's.
+//
+// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+func (c *Client) RebuildProjection(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRebuildProjectionRequest(c.Server, name, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1415,6 +1811,106 @@ func (c *Client) RecordResult(ctx context.Context, params *RecordResultParams, b
 	return c.Client.Do(req)
 }
 
+// SmokeWorkerWithBody Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *Client) SmokeWorkerWithBody(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSmokeWorkerRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SmokeWorker Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *Client) SmokeWorker(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSmokeWorkerRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordSmokeWithBody What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *Client) RecordSmokeWithBody(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordSmokeRequestWithBody(c.Server, id, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordSmoke What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *Client) RecordSmoke(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordSmokeRequest(c.Server, id, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TriggerWorkers Wakes workers, so that they ask for jobs at once.
+//
+// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+//
+// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+func (c *Client) TriggerWorkers(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTriggerWorkersRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // NewListArtifactsRequest constructs an http.Request for the ListArtifacts method
 func NewListArtifactsRequest(server string, params *ListArtifactsParams) (*http.Request, error) {
 	var err error
@@ -1603,6 +2099,79 @@ func NewPutArtifactRequestWithBody(server string, filename Filename, params *Put
 			}
 
 			req.Header.Set("Prefer", headerParam3)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewYankArtifactRequest calls the generic YankArtifact builder with application/json body
+func NewYankArtifactRequest(server string, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewYankArtifactRequestWithBody(server, filename, params, "application/json", bodyReader)
+}
+
+// NewYankArtifactRequestWithBody constructs an http.Request for the YankArtifact method, with any body, and a specified content type
+func NewYankArtifactRequestWithBody(server string, filename Filename, params *YankArtifactParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "filename", filename, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/artifacts/%s/yank", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
 		}
 
 	}
@@ -1940,6 +2509,148 @@ func NewListBuildsRequest(server string, params *ListBuildsParams) (*http.Reques
 	return req, nil
 }
 
+// NewBulkBuildsRequest calls the generic BulkBuilds builder with application/json body
+func NewBulkBuildsRequest(server string, params *BulkBuildsParams, body BulkBuildsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewBulkBuildsRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewBulkBuildsRequestWithBody constructs an http.Request for the BulkBuilds method, with any body, and a specified content type
+func NewBulkBuildsRequestWithBody(server string, params *BulkBuildsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/bulk")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetBulkRequest constructs an http.Request for the GetBulk method
+func NewGetBulkRequest(server string, id UUID, params *GetBulkParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/bulk/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetBuildRequest constructs an http.Request for the GetBuild method
 func NewGetBuildRequest(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *GetBuildParams) (*http.Request, error) {
 	var err error
@@ -2086,6 +2797,194 @@ func NewCancelBuildRequestWithBody(server string, name NamePath, version Version
 	}
 
 	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/cancel", pathParam0, pathParam1, pathParam2, pathParam3)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewPrioritiseBuildRequest calls the generic PrioritiseBuild builder with application/json body
+func NewPrioritiseBuildRequest(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPrioritiseBuildRequestWithBody(server, name, version, pythonTag, platformTag, params, "application/json", bodyReader)
+}
+
+// NewPrioritiseBuildRequestWithBody constructs an http.Request for the PrioritiseBuild method, with any body, and a specified content type
+func NewPrioritiseBuildRequestWithBody(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam2 string
+
+	pathParam2, err = runtime.StyleParamWithOptions("simple", false, "python_tag", pythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam3 string
+
+	pathParam3, err = runtime.StyleParamWithOptions("simple", false, "platform_tag", platformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/priority", pathParam0, pathParam1, pathParam2, pathParam3)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRetryBuildRequest calls the generic RetryBuild builder with application/json body
+func NewRetryBuildRequest(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRetryBuildRequestWithBody(server, name, version, pythonTag, platformTag, params, "application/json", bodyReader)
+}
+
+// NewRetryBuildRequestWithBody constructs an http.Request for the RetryBuild method, with any body, and a specified content type
+func NewRetryBuildRequestWithBody(server string, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "version", version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam2 string
+
+	pathParam2, err = runtime.StyleParamWithOptions("simple", false, "python_tag", pythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam3 string
+
+	pathParam3, err = runtime.StyleParamWithOptions("simple", false, "platform_tag", platformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/builds/%s/%s/%s/%s/retry", pathParam0, pathParam1, pathParam2, pathParam3)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -3771,6 +4670,200 @@ func NewRecordPlanRequestWithBody(server string, params *RecordPlanParams, conte
 	return req, nil
 }
 
+// NewRetryDeadLetterRequest constructs an http.Request for the RetryDeadLetter method
+func NewRetryDeadLetterRequest(server string, name ProjectionName, id int64, params *RetryDeadLetterParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/dead-letters/%s/retry", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSkipDeadLetterRequest constructs an http.Request for the SkipDeadLetter method
+func NewSkipDeadLetterRequest(server string, name ProjectionName, id int64, params *SkipDeadLetterParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int64"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/dead-letters/%s/skip", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRebuildProjectionRequest constructs an http.Request for the RebuildProjection method
+func NewRebuildProjectionRequest(server string, name ProjectionName, params *RebuildProjectionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "name", name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/projections/%s/rebuild", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListQueueRequest constructs an http.Request for the ListQueue method
 func NewListQueueRequest(server string, params *ListQueueParams) (*http.Request, error) {
 	var err error
@@ -4899,6 +5992,176 @@ func NewRecordResultRequestWithBody(server string, params *RecordResultParams, c
 	return req, nil
 }
 
+// NewSmokeWorkerRequest calls the generic SmokeWorker builder with application/json body
+func NewSmokeWorkerRequest(server string, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSmokeWorkerRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewSmokeWorkerRequestWithBody constructs an http.Request for the SmokeWorker method, with any body, and a specified content type
+func NewSmokeWorkerRequestWithBody(server string, params *SmokeWorkerParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/smoke")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRecordSmokeRequest calls the generic RecordSmoke builder with application/json body
+func NewRecordSmokeRequest(server string, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRecordSmokeRequestWithBody(server, id, params, "application/json", bodyReader)
+}
+
+// NewRecordSmokeRequestWithBody constructs an http.Request for the RecordSmoke method, with any body, and a specified content type
+func NewRecordSmokeRequestWithBody(server string, id UUID, params *RecordSmokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/smoke/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.Prefer != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewTriggerWorkersRequest constructs an http.Request for the TriggerWorkers method
+func NewTriggerWorkersRequest(server string, params *TriggerWorkersParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/worker/trigger")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -4960,6 +6223,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutArtifactResponse, error)
 
+	// YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error)
+
+	// YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+	//
+	// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+	// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+	YankArtifactWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error)
+
 	// ListAuditWithResponse The event log itself.
 	//
 	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
@@ -4977,6 +6260,37 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
 	ListBuildsWithResponse(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*ListBuildsResponse, error)
+
+	// BulkBuildsWithBodyWithResponse One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithBodyWithResponse(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error)
+
+	// BulkBuildsWithResponse One action over all builds that a filter finds.
+	//
+	// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+	// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+	// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+	// what is meant; a build that has changed before its turn comes is counted as refused.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+	BulkBuildsWithResponse(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error)
+
+	// GetBulkWithResponse How far a bulk action is.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+	GetBulkWithResponse(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*GetBulkResponse, error)
 
 	// GetBuildWithResponse One build with its attempts.
 	//
@@ -4999,7 +6313,47 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 	CancelBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, body CancelBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*CancelBuildResponse, error)
 
+	// PrioritiseBuildWithBodyWithResponse Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error)
+
+	// PrioritiseBuildWithResponse Another place in the queue for a build that waits.
+	//
+	// 409 when a worker has it already, or it does not wait.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+	PrioritiseBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error)
+
+	// RetryBuildWithBodyWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error)
+
+	// RetryBuildWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+	//
+	// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+	// for one that nobody asked for.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+	RetryBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error)
+
 	// GetCommandWithResponse What became of a command.
+	//
+	// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -5205,6 +6559,36 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /plan (the `RecordPlan` operationId).
 	RecordPlanWithResponse(ctx context.Context, params *RecordPlanParams, body RecordPlanJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordPlanResponse, error)
 
+	// RetryDeadLetterWithResponse Applies the parked events of a stream again, in order.
+	//
+	// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+	// how many were, and what still stands in the way. 404 for one that is not there.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+	RetryDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*RetryDeadLetterResponse, error)
+
+	// SkipDeadLetterWithResponse Drops the event that a stream is parked at, and applies those behind it.
+	//
+	// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+	// another. 404 for one that is not there.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+	SkipDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*SkipDeadLetterResponse, error)
+
+	// RebuildProjectionWithResponse Makes a read model again from the whole log.
+	//
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// 404 for a name that is no read model's.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+	RebuildProjectionWithResponse(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*RebuildProjectionResponse, error)
+
 	// ListQueueWithResponse Queued builds in the order in which they are leased.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -5382,6 +6766,58 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /worker/result (the `RecordResult` operationId).
 	RecordResultWithResponse(ctx context.Context, params *RecordResultParams, body RecordResultJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordResultResponse, error)
+
+	// SmokeWorkerWithBodyWithResponse Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithBodyWithResponse(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error)
+
+	// SmokeWorkerWithResponse Asks a worker to prove that it can plan and build.
+	//
+	// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+	// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+	// reports, within `timeout_seconds`: the detail says which.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+	SmokeWorkerWithResponse(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error)
+
+	// RecordSmokeWithBodyWithResponse What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithBodyWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error)
+
+	// RecordSmokeWithResponse What a worker found when it was asked to prove that it works.
+	//
+	// 409 when it is not, or not any longer, expected from this worker.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+	RecordSmokeWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error)
+
+	// TriggerWorkersWithResponse Wakes workers, so that they ask for jobs at once.
+	//
+	// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+	// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+	// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+	// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+	TriggerWorkersWithResponse(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*TriggerWorkersResponse, error)
 }
 
 // ListArtifactsResponse200Headers the declared response headers of an HTTP 200 response for ListArtifacts
@@ -5461,6 +6897,48 @@ func (r PutArtifactResponse) StatusCode() int {
 	return 0
 }
 
+// YankArtifactResponse200Headers the declared response headers of an HTTP 200 response for YankArtifact
+type YankArtifactResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// YankArtifactResponse202Headers the declared response headers of an HTTP 202 response for YankArtifact
+type YankArtifactResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type YankArtifactResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *YankAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *YankArtifactResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *YankArtifactResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r YankArtifactResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r YankArtifactResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListAuditResponse200Headers the declared response headers of an HTTP 200 response for ListAudit
 type ListAuditResponse200Headers struct {
 	ETag             string
@@ -5523,6 +7001,84 @@ func (r ListBuildsResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r ListBuildsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// BulkBuildsResponse201Headers the declared response headers of an HTTP 201 response for BulkBuilds
+type BulkBuildsResponse201Headers struct {
+	Location         string
+	RefineryPosition int64
+}
+
+// BulkBuildsResponse202Headers the declared response headers of an HTTP 202 response for BulkBuilds
+type BulkBuildsResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type BulkBuildsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BulkPreview
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *BulkAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *BulkBuildsResponse201Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *BulkBuildsResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r BulkBuildsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r BulkBuildsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// GetBulkResponse200Headers the declared response headers of an HTTP 200 response for GetBulk
+type GetBulkResponse200Headers struct {
+	ETag             string
+	RefineryPosition int64
+}
+
+type GetBulkResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Bulk
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetBulkResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r GetBulkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetBulkResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -5598,6 +7154,90 @@ func (r CancelBuildResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r CancelBuildResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// PrioritiseBuildResponse200Headers the declared response headers of an HTTP 200 response for PrioritiseBuild
+type PrioritiseBuildResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// PrioritiseBuildResponse202Headers the declared response headers of an HTTP 202 response for PrioritiseBuild
+type PrioritiseBuildResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type PrioritiseBuildResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BuildAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PrioritiseBuildResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *PrioritiseBuildResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r PrioritiseBuildResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PrioritiseBuildResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RetryBuildResponse200Headers the declared response headers of an HTTP 200 response for RetryBuild
+type RetryBuildResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RetryBuildResponse202Headers the declared response headers of an HTTP 202 response for RetryBuild
+type RetryBuildResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RetryBuildResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *BuildAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RetryBuildResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RetryBuildResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryBuildResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryBuildResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -6255,6 +7895,132 @@ func (r RecordPlanResponse) StatusCode() int {
 	return 0
 }
 
+// RetryDeadLetterResponse200Headers the declared response headers of an HTTP 200 response for RetryDeadLetter
+type RetryDeadLetterResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RetryDeadLetterResponse202Headers the declared response headers of an HTTP 202 response for RetryDeadLetter
+type RetryDeadLetterResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RetryDeadLetterResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeadLetterAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RetryDeadLetterResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RetryDeadLetterResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RetryDeadLetterResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RetryDeadLetterResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// SkipDeadLetterResponse200Headers the declared response headers of an HTTP 200 response for SkipDeadLetter
+type SkipDeadLetterResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// SkipDeadLetterResponse202Headers the declared response headers of an HTTP 202 response for SkipDeadLetter
+type SkipDeadLetterResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type SkipDeadLetterResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DeadLetterAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SkipDeadLetterResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *SkipDeadLetterResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SkipDeadLetterResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SkipDeadLetterResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RebuildProjectionResponse200Headers the declared response headers of an HTTP 200 response for RebuildProjection
+type RebuildProjectionResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RebuildProjectionResponse202Headers the declared response headers of an HTTP 202 response for RebuildProjection
+type RebuildProjectionResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RebuildProjectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ProjectionAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RebuildProjectionResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RebuildProjectionResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RebuildProjectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RebuildProjectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListQueueResponse200Headers the declared response headers of an HTTP 200 response for ListQueue
 type ListQueueResponse200Headers struct {
 	ETag             string
@@ -6846,6 +8612,122 @@ func (r RecordResultResponse) StatusCode() int {
 	return 0
 }
 
+// SmokeWorkerResponse200Headers the declared response headers of an HTTP 200 response for SmokeWorker
+type SmokeWorkerResponse200Headers struct {
+	RefineryPosition int64
+}
+
+type SmokeWorkerResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SmokeReport
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SmokeWorkerResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SmokeWorkerResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SmokeWorkerResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// RecordSmokeResponse200Headers the declared response headers of an HTTP 200 response for RecordSmoke
+type RecordSmokeResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// RecordSmokeResponse202Headers the declared response headers of an HTTP 202 response for RecordSmoke
+type RecordSmokeResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type RecordSmokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SmokeReport
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RecordSmokeResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *RecordSmokeResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r RecordSmokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RecordSmokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// TriggerWorkersResponse200Headers the declared response headers of an HTTP 200 response for TriggerWorkers
+type TriggerWorkersResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// TriggerWorkersResponse202Headers the declared response headers of an HTTP 202 response for TriggerWorkers
+type TriggerWorkersResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type TriggerWorkersResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TriggerAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *TriggerWorkersResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *TriggerWorkersResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r TriggerWorkersResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TriggerWorkersResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListArtifactsWithResponse Wheels in the index, newest first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6873,6 +8755,38 @@ func (c *ClientWithResponses) PutArtifactWithBodyWithResponse(ctx context.Contex
 		return nil, err
 	}
 	return ParsePutArtifactResponse(rsp)
+}
+
+// YankArtifactWithBodyWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *ClientWithResponses) YankArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error) {
+	rsp, err := c.YankArtifactWithBody(ctx, filename, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseYankArtifactResponse(rsp)
+}
+
+// YankArtifactWithResponse Takes a wheel out of the choice of installers, or puts it back (PEP 592).
+//
+// A yanked wheel stays in the index and is marked there; installers take it only where exactly its version is pinned, and so do
+// plans. A later attempt that makes other bytes replaces it and is not yanked; the same bytes stay so. 404 for a wheel that the index does not have.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /artifacts/{filename}/yank (the `YankArtifact` operationId).
+func (c *ClientWithResponses) YankArtifactWithResponse(ctx context.Context, filename Filename, params *YankArtifactParams, body YankArtifactJSONRequestBody, reqEditors ...RequestEditorFn) (*YankArtifactResponse, error) {
+	rsp, err := c.YankArtifact(ctx, filename, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseYankArtifactResponse(rsp)
 }
 
 // ListAuditWithResponse The event log itself.
@@ -6903,6 +8817,55 @@ func (c *ClientWithResponses) ListBuildsWithResponse(ctx context.Context, params
 		return nil, err
 	}
 	return ParseListBuildsResponse(rsp)
+}
+
+// BulkBuildsWithBodyWithResponse One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *ClientWithResponses) BulkBuildsWithBodyWithResponse(ctx context.Context, params *BulkBuildsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error) {
+	rsp, err := c.BulkBuildsWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkBuildsResponse(rsp)
+}
+
+// BulkBuildsWithResponse One action over all builds that a filter finds.
+//
+// `retry` concerns what failed, was cancelled or was skipped; `cancel` what has not ended; `priority` what waits. Builds in other
+// states are passed over, also where the filter names their status. With `dry_run` nothing happens: the answer counts, and lists the
+// first 20. At most 10,000 builds at once; above that it is 422: narrow the filter. What is found when the request is decided is
+// what is meant; a build that has changed before its turn comes is counted as refused.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/bulk (the `BulkBuilds` operationId).
+func (c *ClientWithResponses) BulkBuildsWithResponse(ctx context.Context, params *BulkBuildsParams, body BulkBuildsJSONRequestBody, reqEditors ...RequestEditorFn) (*BulkBuildsResponse, error) {
+	rsp, err := c.BulkBuilds(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBulkBuildsResponse(rsp)
+}
+
+// GetBulkWithResponse How far a bulk action is.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
+func (c *ClientWithResponses) GetBulkWithResponse(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*GetBulkResponse, error) {
+	rsp, err := c.GetBulk(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetBulkResponse(rsp)
 }
 
 // GetBuildWithResponse One build with its attempts.
@@ -6944,7 +8907,71 @@ func (c *ClientWithResponses) CancelBuildWithResponse(ctx context.Context, name 
 	return ParseCancelBuildResponse(rsp)
 }
 
+// PrioritiseBuildWithBodyWithResponse Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *ClientWithResponses) PrioritiseBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error) {
+	rsp, err := c.PrioritiseBuildWithBody(ctx, name, version, pythonTag, platformTag, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrioritiseBuildResponse(rsp)
+}
+
+// PrioritiseBuildWithResponse Another place in the queue for a build that waits.
+//
+// 409 when a worker has it already, or it does not wait.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/priority (the `PrioritiseBuild` operationId).
+func (c *ClientWithResponses) PrioritiseBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *PrioritiseBuildParams, body PrioritiseBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*PrioritiseBuildResponse, error) {
+	rsp, err := c.PrioritiseBuild(ctx, name, version, pythonTag, platformTag, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePrioritiseBuildResponse(rsp)
+}
+
+// RetryBuildWithBodyWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *ClientWithResponses) RetryBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error) {
+	rsp, err := c.RetryBuildWithBody(ctx, name, version, pythonTag, platformTag, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryBuildResponse(rsp)
+}
+
+// RetryBuildWithResponse Asks again for a wheel that failed, was cancelled or was skipped.
+//
+// From the same source, with the recipes and the priority that it had where none are given. 409 for a build in any other state; 404
+// for one that nobody asked for.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/retry (the `RetryBuild` operationId).
+func (c *ClientWithResponses) RetryBuildWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *RetryBuildParams, body RetryBuildJSONRequestBody, reqEditors ...RequestEditorFn) (*RetryBuildResponse, error) {
+	rsp, err := c.RetryBuild(ctx, name, version, pythonTag, platformTag, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryBuildResponse(rsp)
+}
+
 // GetCommandWithResponse What became of a command.
+//
+// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -7288,6 +9315,54 @@ func (c *ClientWithResponses) RecordPlanWithResponse(ctx context.Context, params
 	return ParseRecordPlanResponse(rsp)
 }
 
+// RetryDeadLetterWithResponse Applies the parked events of a stream again, in order.
+//
+// The dead letter may be any of its stream; all of that stream are applied, from the first, until one fails again. The answer says
+// how many were, and what still stands in the way. 404 for one that is not there.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/retry (the `RetryDeadLetter` operationId).
+func (c *ClientWithResponses) RetryDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *RetryDeadLetterParams, reqEditors ...RequestEditorFn) (*RetryDeadLetterResponse, error) {
+	rsp, err := c.RetryDeadLetter(ctx, name, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRetryDeadLetterResponse(rsp)
+}
+
+// SkipDeadLetterWithResponse Drops the event that a stream is parked at, and applies those behind it.
+//
+// The read model will never show that event, until it is rebuilt. Only the first dead letter of a stream can be skipped: 409 for
+// another. 404 for one that is not there.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/dead-letters/{id}/skip (the `SkipDeadLetter` operationId).
+func (c *ClientWithResponses) SkipDeadLetterWithResponse(ctx context.Context, name ProjectionName, id int64, params *SkipDeadLetterParams, reqEditors ...RequestEditorFn) (*SkipDeadLetterResponse, error) {
+	rsp, err := c.SkipDeadLetter(ctx, name, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSkipDeadLetterResponse(rsp)
+}
+
+// RebuildProjectionWithResponse Makes a read model again from the whole log.
+//
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// 404 for a name that is no read model's.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
+func (c *ClientWithResponses) RebuildProjectionWithResponse(ctx context.Context, name ProjectionName, params *RebuildProjectionParams, reqEditors ...RequestEditorFn) (*RebuildProjectionResponse, error) {
+	rsp, err := c.RebuildProjection(ctx, name, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRebuildProjectionResponse(rsp)
+}
+
 // ListQueueWithResponse Queued builds in the order in which they are leased.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -7610,6 +9685,88 @@ func (c *ClientWithResponses) RecordResultWithResponse(ctx context.Context, para
 	return ParseRecordResultResponse(rsp)
 }
 
+// SmokeWorkerWithBodyWithResponse Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *ClientWithResponses) SmokeWorkerWithBodyWithResponse(ctx context.Context, params *SmokeWorkerParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error) {
+	rsp, err := c.SmokeWorkerWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSmokeWorkerResponse(rsp)
+}
+
+// SmokeWorkerWithResponse Asks a worker to prove that it can plan and build.
+//
+// The next worker that is free plans and builds a small source distribution that it carries, in the box that builds run in, without
+// the network. The answer is what it found, also where that is a failure (`ok` is false then). 504 when no worker takes it, or none
+// reports, within `timeout_seconds`: the detail says which.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke (the `SmokeWorker` operationId).
+func (c *ClientWithResponses) SmokeWorkerWithResponse(ctx context.Context, params *SmokeWorkerParams, body SmokeWorkerJSONRequestBody, reqEditors ...RequestEditorFn) (*SmokeWorkerResponse, error) {
+	rsp, err := c.SmokeWorker(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSmokeWorkerResponse(rsp)
+}
+
+// RecordSmokeWithBodyWithResponse What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *ClientWithResponses) RecordSmokeWithBodyWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error) {
+	rsp, err := c.RecordSmokeWithBody(ctx, id, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordSmokeResponse(rsp)
+}
+
+// RecordSmokeWithResponse What a worker found when it was asked to prove that it works.
+//
+// 409 when it is not, or not any longer, expected from this worker.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/smoke/{id} (the `RecordSmoke` operationId).
+func (c *ClientWithResponses) RecordSmokeWithResponse(ctx context.Context, id UUID, params *RecordSmokeParams, body RecordSmokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordSmokeResponse, error) {
+	rsp, err := c.RecordSmoke(ctx, id, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordSmokeResponse(rsp)
+}
+
+// TriggerWorkersWithResponse Wakes workers, so that they ask for jobs at once.
+//
+// With WORKER_WEBHOOK_URL, posts `{"action": "drain"}` there with the token in X-Worker-Token, and waits for its answer; redirects
+// are not followed. A webhook that fails is 502, and is called again up to three times, with growing pauses; the trigger's events
+// say how that went. Without it, the workers that wait here for a job look again, and the answer counts them. 202 when
+// the webhook takes longer than the answer can wait: `Location` is the command that will record its first attempt.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /worker/trigger (the `TriggerWorkers` operationId).
+func (c *ClientWithResponses) TriggerWorkersWithResponse(ctx context.Context, params *TriggerWorkersParams, reqEditors ...RequestEditorFn) (*TriggerWorkersResponse, error) {
+	rsp, err := c.TriggerWorkers(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTriggerWorkersResponse(rsp)
+}
+
 // ParseListArtifactsResponse parses an HTTP response from a ListArtifactsWithResponse call
 func ParseListArtifactsResponse(rsp *http.Response) (*ListArtifactsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7730,6 +9887,76 @@ func ParsePutArtifactResponse(rsp *http.Response) (*PutArtifactResponse, error) 
 		response.Headers201 = &headers
 	case rsp.StatusCode == 202:
 		var headers PutArtifactResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseYankArtifactResponse parses an HTTP response from a YankArtifactWithResponse call
+func ParseYankArtifactResponse(rsp *http.Response) (*YankArtifactResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &YankArtifactResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest YankAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers YankArtifactResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers YankArtifactResponse202Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -7876,6 +10103,146 @@ func ParseListBuildsResponse(rsp *http.Response) (*ListBuildsResponse, error) {
 	return response, nil
 }
 
+// ParseBulkBuildsResponse parses an HTTP response from a BulkBuildsWithResponse call
+func ParseBulkBuildsResponse(rsp *http.Response) (*BulkBuildsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &BulkBuildsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BulkPreview
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest BulkAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers BulkBuildsResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 202:
+		var headers BulkBuildsResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetBulkResponse parses an HTTP response from a GetBulkWithResponse call
+func ParseGetBulkResponse(rsp *http.Response) (*GetBulkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetBulkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Bulk
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetBulkResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetBuildResponse parses an HTTP response from a GetBuildWithResponse call
 func ParseGetBuildResponse(rsp *http.Response) (*GetBuildResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7982,6 +10349,146 @@ func ParseCancelBuildResponse(rsp *http.Response) (*CancelBuildResponse, error) 
 		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers CancelBuildResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePrioritiseBuildResponse parses an HTTP response from a PrioritiseBuildWithResponse call
+func ParsePrioritiseBuildResponse(rsp *http.Response) (*PrioritiseBuildResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PrioritiseBuildResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BuildAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PrioritiseBuildResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers PrioritiseBuildResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRetryBuildResponse parses an HTTP response from a RetryBuildWithResponse call
+func ParseRetryBuildResponse(rsp *http.Response) (*RetryBuildResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryBuildResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest BuildAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RetryBuildResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RetryBuildResponse202Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
@@ -9090,6 +11597,216 @@ func ParseRecordPlanResponse(rsp *http.Response) (*RecordPlanResponse, error) {
 	return response, nil
 }
 
+// ParseRetryDeadLetterResponse parses an HTTP response from a RetryDeadLetterWithResponse call
+func ParseRetryDeadLetterResponse(rsp *http.Response) (*RetryDeadLetterResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RetryDeadLetterResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeadLetterAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RetryDeadLetterResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RetryDeadLetterResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSkipDeadLetterResponse parses an HTTP response from a SkipDeadLetterWithResponse call
+func ParseSkipDeadLetterResponse(rsp *http.Response) (*SkipDeadLetterResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SkipDeadLetterResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DeadLetterAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SkipDeadLetterResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers SkipDeadLetterResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRebuildProjectionResponse parses an HTTP response from a RebuildProjectionWithResponse call
+func ParseRebuildProjectionResponse(rsp *http.Response) (*RebuildProjectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RebuildProjectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ProjectionAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RebuildProjectionResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RebuildProjectionResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListQueueResponse parses an HTTP response from a ListQueueWithResponse call
 func ParseListQueueResponse(rsp *http.Response) (*ListQueueResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -10077,6 +12794,192 @@ func ParseRecordResultResponse(rsp *http.Response) (*RecordResultResponse, error
 		response.Headers200 = &headers
 	case rsp.StatusCode == 202:
 		var headers RecordResultResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSmokeWorkerResponse parses an HTTP response from a SmokeWorkerWithResponse call
+func ParseSmokeWorkerResponse(rsp *http.Response) (*SmokeWorkerResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SmokeWorkerResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SmokeReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SmokeWorkerResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRecordSmokeResponse parses an HTTP response from a RecordSmokeWithResponse call
+func ParseRecordSmokeResponse(rsp *http.Response) (*RecordSmokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RecordSmokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SmokeReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RecordSmokeResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers RecordSmokeResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseTriggerWorkersResponse parses an HTTP response from a TriggerWorkersWithResponse call
+func ParseTriggerWorkersResponse(rsp *http.Response) (*TriggerWorkersResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TriggerWorkersResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TriggerAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers TriggerWorkersResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers TriggerWorkersResponse202Headers
 		if values := rsp.Header.Values("Location"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -29,6 +29,7 @@ var codes = map[fault.Code]struct {
 	fault.TooLarge:     {http.StatusRequestEntityTooLarge, "Too large"},
 	fault.Unavailable:  {http.StatusServiceUnavailable, "Not available now"},
 	fault.Timeout:      {http.StatusGatewayTimeout, "It took too long"},
+	fault.Upstream:     {http.StatusBadGateway, "Another server failed"},
 	fault.Internal:     {http.StatusInternalServerError, "Internal error"},
 }
 

@@ -97,6 +97,27 @@ func (e BuildStatus) Valid() bool {
 	}
 }
 
+// Defines values for BulkAction.
+const (
+	BulkActionCancel   BulkAction = "cancel"
+	BulkActionPriority BulkAction = "priority"
+	BulkActionRetry    BulkAction = "retry"
+)
+
+// Valid indicates whether the value is a known member of the BulkAction enum.
+func (e BulkAction) Valid() bool {
+	switch e {
+	case BulkActionCancel:
+		return true
+	case BulkActionPriority:
+		return true
+	case BulkActionRetry:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Class.
 const (
 	Backend        Class = "backend"
@@ -287,6 +308,7 @@ func (e JobAction) Valid() bool {
 const (
 	JobKindBuild JobKind = "build"
 	JobKindPlan  JobKind = "plan"
+	JobKindSmoke JobKind = "smoke"
 )
 
 // Valid indicates whether the value is a known member of the JobKind enum.
@@ -295,6 +317,8 @@ func (e JobKind) Valid() bool {
 	case JobKindBuild:
 		return true
 	case JobKindPlan:
+		return true
+	case JobKindSmoke:
 		return true
 	default:
 		return false
@@ -343,6 +367,21 @@ func (e PartStatus) Valid() bool {
 	case Ok:
 		return true
 	case Starting:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RebuildState.
+const (
+	Rebuilding RebuildState = "rebuilding"
+)
+
+// Valid indicates whether the value is a known member of the RebuildState enum.
+func (e RebuildState) Valid() bool {
+	switch e {
+	case Rebuilding:
 		return true
 	default:
 		return false
@@ -475,6 +514,24 @@ func (e Strategy) Valid() bool {
 	}
 }
 
+// Defines values for TriggerHow.
+const (
+	Local   TriggerHow = "local"
+	Webhook TriggerHow = "webhook"
+)
+
+// Valid indicates whether the value is a known member of the TriggerHow enum.
+func (e TriggerHow) Valid() bool {
+	switch e {
+	case Local:
+		return true
+	case Webhook:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListAuditParamsOrder.
 const (
 	Newest ListAuditParamsOrder = "newest"
@@ -549,7 +606,12 @@ type Artifact struct {
 	UploadedAt time.Time `json:"uploaded_at"`
 	URL        string    `json:"url"`
 	Version    string    `json:"version"`
-	Yanked     bool      `json:"yanked"`
+
+	// YankReason Empty: none was given, or it is not yanked.
+	YankReason string `json:"yank_reason"`
+
+	// Yanked PEP 592.
+	Yanked bool `json:"yanked"`
 }
 
 // ArtifactAnswer defines model for ArtifactAnswer.
@@ -670,6 +732,97 @@ type BuiltWheel struct {
 	URL      string `json:"url"`
 }
 
+// Bulk defines model for Bulk.
+type Bulk struct {
+	Action BulkAction `json:"action"`
+
+	// Actor Who asked.
+	Actor string `json:"actor"`
+
+	// Applied Done.
+	Applied int `json:"applied"`
+
+	// Concerned How many builds.
+	Concerned int `json:"concerned"`
+
+	// FinishedAt Null while some are pending.
+	FinishedAt *time.Time `json:"finished_at"`
+	ID         UUID       `json:"id"`
+
+	// Pending Not yet done.
+	Pending int    `json:"pending"`
+	Reason  string `json:"reason"`
+
+	// Refused They had changed before their turn came.
+	Refused     int       `json:"refused"`
+	RequestedAt time.Time `json:"requested_at"`
+}
+
+// BulkAction defines model for BulkAction.
+type BulkAction string
+
+// BulkAnswer defines model for BulkAnswer.
+type BulkAnswer struct {
+	Action BulkAction `json:"action"`
+
+	// Concerned How many builds.
+	Concerned int  `json:"concerned"`
+	ID        UUID `json:"id"`
+}
+
+// BulkFilter All that is given must hold; something must be given.
+type BulkFilter struct {
+	// Class What kind of failure it was.
+	Class Class `json:"class,omitempty,omitzero"`
+
+	// Package A project's name, in any spelling (PEP 503, PEP 508).
+	Package Name `json:"package,omitempty,omitzero"`
+
+	// PlatformTag Such as linux_x86_64 (PEP 425).
+	PlatformTag PlatformTag `json:"platform_tag,omitempty,omitzero"`
+
+	// PythonTag Such as cp311 (PEP 425).
+	PythonTag PythonTag `json:"python_tag,omitempty,omitzero"`
+	RunID     UUID      `json:"run_id,omitempty,omitzero"`
+
+	// Status One of these.
+	Status []BuildStatus `json:"status,omitempty,omitzero"`
+
+	// Version A version (PEP 440).
+	Version Version `json:"version,omitempty,omitzero"`
+}
+
+// BulkPreview defines model for BulkPreview.
+type BulkPreview struct {
+	Action BulkAction `json:"action"`
+
+	// Concerned How many builds.
+	Concerned int64 `json:"concerned"`
+
+	// Sample The first 20 of them.
+	Sample []BuildID `json:"sample"`
+}
+
+// BulkRequest defines model for BulkRequest.
+type BulkRequest struct {
+	Action BulkAction `json:"action"`
+
+	// DryRun Count and show; change nothing.
+	DryRun bool `json:"dry_run,omitempty,omitzero"`
+
+	// Filter All that is given must hold; something must be given.
+	Filter BulkFilter `json:"filter"`
+
+	// Priority Higher is leased earlier.
+	Priority *Priority `json:"priority,omitempty"`
+
+	// Reason One line for people.
+	Reason Reason `json:"reason,omitempty,omitzero"`
+
+	// Recipes With retry: instead of those that each had.
+	Recipes []Recipe `json:"recipes,omitempty,omitzero"`
+}
+
 // CacheCounts defines model for CacheCounts.
 type CacheCounts struct {
 	// Hits Wheels that a plan could reuse.
@@ -743,6 +896,20 @@ type Config struct {
 
 // Counts How many builds have each status.
 type Counts map[string]int64
+
+// DeadLetterAnswer defines model for DeadLetterAnswer.
+type DeadLetterAnswer struct {
+	// Applied Events that are no dead letters any more.
+	Applied int `json:"applied"`
+
+	// Error What the first of them fails with.
+	Error string `json:"error,omitempty,omitzero"`
+	Name  string `json:"name"`
+
+	// Parked Dead letters of the stream that are left.
+	Parked int    `json:"parked"`
+	Stream string `json:"stream"`
+}
 
 // DurationMS defines model for DurationMS.
 type DurationMS = int64
@@ -1009,7 +1176,8 @@ type HistoryList struct {
 type HistoryStatus string
 
 // Job `kind` says which fields are there. build: `build`, `constraints` (pins of the build requirements), `recipes`, `run_id` and
-// `sdist` where they are known. plan: `run_id`, `requirements`, `strategy`, `build_mode` and the rest of the run.
+// `sdist` where they are known. plan: `run_id`, `requirements`, `strategy`, `build_mode` and the rest of the run. smoke: `smoke_id`;
+// it has no heartbeats, and is answered at /worker/smoke/{id}.
 type Job struct {
 	// Attempt Number of an attempt, from 1.
 	Attempt Attempt `json:"attempt"`
@@ -1041,7 +1209,8 @@ type Job struct {
 	RunID        UUID     `json:"run_id,omitempty,omitzero"`
 
 	// Sdist An sdist or a wheel to download.
-	Sdist File `json:"sdist,omitempty,omitzero"`
+	Sdist   File `json:"sdist,omitempty,omitzero"`
+	SmokeID UUID `json:"smoke_id,omitempty,omitzero"`
 
 	// Strategy pinned: the versions that the requirements name, otherwise the newest that fits; upgrade: the newest that fits.
 	Strategy Strategy `json:"strategy,omitempty,omitzero"`
@@ -1082,7 +1251,7 @@ type JobState struct {
 type LeaseRequest struct {
 	Host string `json:"host,omitempty,omitzero"`
 
-	// Kinds Both where it is absent.
+	// Kinds plan and build where it is absent.
 	Kinds []JobKind `json:"kinds,omitempty,omitzero"`
 
 	// PlatformTag Such as linux_x86_64 (PEP 425).
@@ -1242,7 +1411,7 @@ type Node struct {
 	// PythonTag Such as cp311 (PEP 425).
 	PythonTag PythonTag `json:"python_tag"`
 
-	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, cycle.
+	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, yanked, cycle.
 	Reason         string `json:"reason"`
 	RequiresPython string `json:"requires_python,omitempty,omitzero"`
 
@@ -1325,7 +1494,7 @@ type PlanNode struct {
 	// PythonTag Such as cp311 (PEP 425).
 	PythonTag PythonTag `json:"python_tag"`
 
-	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, cycle.
+	// Reason A code, such as no-wheel, asked, published-wheel, own-wheel, yanked, cycle.
 	Reason         string `json:"reason"`
 	RequiresPython string `json:"requires_python,omitempty,omitzero"`
 
@@ -1378,6 +1547,12 @@ type Positions struct {
 // Priority Higher is leased earlier.
 type Priority = int
 
+// PriorityRequest defines model for PriorityRequest.
+type PriorityRequest struct {
+	// Priority Higher is leased earlier.
+	Priority Priority `json:"priority"`
+}
+
 // Problem defines model for Problem.
 type Problem struct {
 	// Detail What to do.
@@ -1392,6 +1567,18 @@ type Problem struct {
 	// Type What kind of problem it is.
 	Type string `json:"type"`
 }
+
+// ProjectionAnswer defines model for ProjectionAnswer.
+type ProjectionAnswer struct {
+	Name  string       `json:"name"`
+	State RebuildState `json:"state"`
+}
+
+// RebuildState defines model for ProjectionAnswer.state.
+type RebuildState string
+
+// ProjectionName Of a read model; /projections lists them.
+type ProjectionName = string
 
 // PythonTag Such as cp311 (PEP 425).
 type PythonTag = string
@@ -1498,6 +1685,15 @@ type ResultReport struct {
 
 // ResultStatus defines model for ResultReport.status.
 type ResultStatus string
+
+// RetryRequest defines model for RetryRequest.
+type RetryRequest struct {
+	// Priority Higher is leased earlier.
+	Priority *Priority `json:"priority,omitempty"`
+
+	// Recipes Instead of those that it had; those stay where there are none here.
+	Recipes []Recipe `json:"recipes,omitempty,omitzero"`
+}
 
 // Run defines model for Run.
 type Run struct {
@@ -1620,6 +1816,55 @@ type Severity string
 // Size defines model for Size.
 type Size = int64
 
+// SmokeLimits Of one build.
+type SmokeLimits struct {
+	DiskBytes   int64 `json:"disk_bytes,omitempty,omitzero"`
+	MemoryBytes int64 `json:"memory_bytes,omitempty,omitzero"`
+
+	// Processes And threads.
+	Processes      int64 `json:"processes,omitempty,omitzero"`
+	TimeoutSeconds int64 `json:"timeout_seconds,omitempty,omitzero"`
+}
+
+// SmokeReport defines model for SmokeReport.
+type SmokeReport struct {
+	BuildMS    DurationMS `json:"build_ms,omitempty,omitzero"`
+	DurationMS DurationMS `json:"duration_ms"`
+
+	// Failures What went wrong.
+	Failures []Line `json:"failures"`
+
+	// Gcc Its version; empty where there is none.
+	Gcc string `json:"gcc,omitempty,omitzero"`
+
+	// Limits Of one build.
+	Limits SmokeLimits `json:"limits,omitempty,omitzero"`
+
+	// Ok It planned and built.
+	Ok     bool       `json:"ok"`
+	PlanMS DurationMS `json:"plan_ms,omitempty,omitzero"`
+
+	// Program Version of the worker's program.
+	Program       string `json:"program,omitempty,omitzero"`
+	PythonVersion string `json:"python_version,omitempty,omitzero"`
+
+	// User As whom builds run; a number where it has no name.
+	User string `json:"user,omitempty,omitzero"`
+
+	// Uv Its version.
+	Uv string `json:"uv,omitempty,omitzero"`
+
+	// Wheel The filename of what was built.
+	Wheel  string   `json:"wheel,omitempty,omitzero"`
+	Worker WorkerID `json:"worker"`
+}
+
+// SmokeRequest defines model for SmokeRequest.
+type SmokeRequest struct {
+	// TimeoutSeconds How long the answer may take; 60 where it is absent.
+	TimeoutSeconds int `json:"timeout_seconds,omitempty,omitzero"`
+}
+
 // Strategy pinned: the versions that the requirements name, otherwise the newest that fits; upgrade: the newest that fits.
 type Strategy string
 
@@ -1657,6 +1902,23 @@ type TagLength struct {
 	PythonTag   string `json:"python_tag"`
 }
 
+// TriggerAnswer defines model for TriggerAnswer.
+type TriggerAnswer struct {
+	Attempts   int        `json:"attempts"`
+	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
+	How        TriggerHow `json:"how"`
+	ID         UUID       `json:"id"`
+
+	// Status Of the webhook's answer.
+	Status int `json:"status,omitempty,omitzero"`
+
+	// Woken Requests for a job that were waiting here.
+	Woken int `json:"woken,omitempty,omitzero"`
+}
+
+// TriggerHow defines model for TriggerAnswer.how.
+type TriggerHow string
+
 // UUID defines model for UUID.
 type UUID = openapi_types.UUID
 
@@ -1678,6 +1940,22 @@ type WheelRef struct {
 
 // WorkerID defines model for WorkerID.
 type WorkerID = string
+
+// YankAnswer defines model for YankAnswer.
+type YankAnswer struct {
+	Filename   string `json:"filename"`
+	YankReason string `json:"yank_reason"`
+	Yanked     bool   `json:"yanked"`
+}
+
+// YankRequest defines model for YankRequest.
+type YankRequest struct {
+	// Reason One line for people.
+	Reason Reason `json:"reason,omitempty,omitzero"`
+
+	// Yanked False puts it back.
+	Yanked *bool `json:"yanked,omitempty"`
+}
 
 // Cursor defines model for Cursor.
 type Cursor = string
@@ -1763,6 +2041,16 @@ type PutArtifactParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// YankArtifactParams defines parameters for YankArtifact.
+type YankArtifactParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // ListAuditParams defines parameters for ListAudit.
 type ListAuditParams struct {
 	// Stream Of this stream only; with a slash at the end, of all streams that begin so.
@@ -1824,6 +2112,25 @@ type ListBuildsParams struct {
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
+// BulkBuildsParams defines parameters for BulkBuilds.
+type BulkBuildsParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// GetBulkParams defines parameters for GetBulk.
+type GetBulkParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetBuildParams defines parameters for GetBuild.
 type GetBuildParams struct {
 	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
@@ -1835,7 +2142,28 @@ type GetBuildParams struct {
 
 // CancelBuildParams defines parameters for CancelBuild.
 type CancelBuildParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// PrioritiseBuildParams defines parameters for PrioritiseBuild.
+type PrioritiseBuildParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// RetryBuildParams defines parameters for RetryBuild.
+type RetryBuildParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1881,7 +2209,8 @@ type ListHintsParams struct {
 
 // CreateHintParams defines parameters for CreateHint.
 type CreateHintParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1890,7 +2219,8 @@ type CreateHintParams struct {
 
 // ImportHintsParams defines parameters for ImportHints.
 type ImportHintsParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1902,7 +2232,8 @@ type DeleteHintParams struct {
 	// IfMatch The ETag of GET; 412 where the thing has changed since.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -1923,7 +2254,8 @@ type PutHintParams struct {
 	// IfMatch The ETag of GET; 412 where the thing has changed since.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2051,7 +2383,8 @@ type GetManifestParams struct {
 
 // RecordManifestParams defines parameters for RecordManifest.
 type RecordManifestParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2072,7 +2405,38 @@ type GetPlanParams struct {
 
 // RecordPlanParams defines parameters for RecordPlan.
 type RecordPlanParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// RetryDeadLetterParams defines parameters for RetryDeadLetter.
+type RetryDeadLetterParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// SkipDeadLetterParams defines parameters for SkipDeadLetter.
+type SkipDeadLetterParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// RebuildProjectionParams defines parameters for RebuildProjection.
+type RebuildProjectionParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2098,7 +2462,8 @@ type ListQueueParams struct {
 
 // ClearQueueParams defines parameters for ClearQueue.
 type ClearQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2107,7 +2472,8 @@ type ClearQueueParams struct {
 
 // EnqueueParams defines parameters for Enqueue.
 type EnqueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2116,7 +2482,8 @@ type EnqueueParams struct {
 
 // PauseQueueParams defines parameters for PauseQueue.
 type PauseQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2125,7 +2492,8 @@ type PauseQueueParams struct {
 
 // ResumeQueueParams defines parameters for ResumeQueue.
 type ResumeQueueParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2175,7 +2543,8 @@ type ListRunsParams struct {
 
 // SubmitRunParams defines parameters for SubmitRun.
 type SubmitRunParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2193,7 +2562,8 @@ type GetRunParams struct {
 
 // CancelRunParams defines parameters for CancelRun.
 type CancelRunParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
@@ -2217,15 +2587,51 @@ type GetSummaryParams struct {
 
 // RecordResultParams defines parameters for RecordResult.
 type RecordResultParams struct {
-	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// SmokeWorkerParams defines parameters for SmokeWorker.
+type SmokeWorkerParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// RecordSmokeParams defines parameters for RecordSmoke.
+type RecordSmokeParams struct {
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// TriggerWorkersParams defines parameters for TriggerWorkers.
+type TriggerWorkersParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422. A key holds for 30 days (KEEP_OUTCOMES); after that, the
+	// same request is a new command.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// YankArtifactJSONRequestBody defines body for YankArtifact for application/json ContentType.
+type YankArtifactJSONRequestBody = YankRequest
+
+// BulkBuildsJSONRequestBody defines body for BulkBuilds for application/json ContentType.
+type BulkBuildsJSONRequestBody = BulkRequest
+
 // CancelBuildJSONRequestBody defines body for CancelBuild for application/json ContentType.
 type CancelBuildJSONRequestBody = ReasonRequest
+
+// PrioritiseBuildJSONRequestBody defines body for PrioritiseBuild for application/json ContentType.
+type PrioritiseBuildJSONRequestBody = PriorityRequest
+
+// RetryBuildJSONRequestBody defines body for RetryBuild for application/json ContentType.
+type RetryBuildJSONRequestBody = RetryRequest
 
 // CreateHintJSONRequestBody defines body for CreateHint for application/json ContentType.
 type CreateHintJSONRequestBody = HintInput
@@ -2268,3 +2674,9 @@ type LeaseJSONRequestBody = LeaseRequest
 
 // RecordResultJSONRequestBody defines body for RecordResult for application/json ContentType.
 type RecordResultJSONRequestBody = ResultReport
+
+// SmokeWorkerJSONRequestBody defines body for SmokeWorker for application/json ContentType.
+type SmokeWorkerJSONRequestBody = SmokeRequest
+
+// RecordSmokeJSONRequestBody defines body for RecordSmoke for application/json ContentType.
+type RecordSmokeJSONRequestBody = SmokeReport

@@ -2,6 +2,7 @@ package commands
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
@@ -12,6 +13,8 @@ type Artifact struct {
 	Filename string `json:"filename"`
 	SHA256   string `json:"sha256"`
 	Size     int64  `json:"size"`
+	Yanked   bool   `json:"yanked,omitempty"`
+	Reason   string `json:"yank_reason,omitempty"`
 	build    events.BuildID
 	attempt  int
 }
@@ -20,7 +23,11 @@ type Artifact struct {
 func (a Artifact) Fold(e events.ArtifactEvent) Artifact {
 	switch e := e.(type) {
 	case events.ArtifactPublished:
-		a.Filename, a.SHA256, a.Size, a.build, a.attempt = e.Filename, e.SHA256, e.Size, e.Build, e.Attempt
+		a = Artifact{Filename: e.Filename, SHA256: e.SHA256, Size: e.Size, build: e.Build, attempt: e.Attempt}
+	case events.ArtifactYanked:
+		a.Yanked, a.Reason = true, e.Reason
+	case events.ArtifactUnyanked:
+		a.Yanked, a.Reason = false, ""
 	}
 	return a
 }
@@ -56,6 +63,41 @@ func (c PublishArtifact) Decide(a Artifact) ([]events.ArtifactEvent, error) {
 	})
 }
 
+// YankArtifact takes a wheel out of the choice, or puts it back (PEP 592).
+type YankArtifact struct {
+	Filename string `json:"filename"`
+	Yanked   bool   `json:"yanked"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// Decide notes what is new, another reason too.
+func (c YankArtifact) Decide(a Artifact) ([]events.ArtifactEvent, error) {
+	switch {
+	case a.Filename == "":
+		return nil, fault.New(fault.NotFound, "the index has no such wheel")
+	case c.Yanked && (!a.Yanked || a.Reason != c.Reason):
+		return one[events.ArtifactEvent](events.ArtifactYanked{Reason: c.Reason})
+	case !c.Yanked && a.Yanked:
+		return one[events.ArtifactEvent](events.ArtifactUnyanked{})
+	}
+	return none[events.ArtifactEvent]()
+}
+
+// Name is the name on the bus.
+func (YankArtifact) Name() string { return "artifact.yank" }
+
+// Stream is the wheel's.
+func (c YankArtifact) Stream() string { return events.ArtifactStream(c.Filename) }
+
+// Validate checks the shape.
+func (c YankArtifact) Validate() error {
+	var k fault.Checks
+	k.Check(form(c.Filename, fileForm, 300), "/filename", "is not a file name of at most 300 characters")
+	k.Check(clean(c.Reason, mostReason) && !strings.ContainsAny(c.Reason, "\r\n"), "/reason", "is longer than %d bytes or not one line of text", mostReason)
+	k.Check(c.Yanked || c.Reason == "", "/reason", "goes with a yank only")
+	return k.Err()
+}
+
 // Name is the name on the bus.
 func (PublishArtifact) Name() string { return "artifact.publish" }
 
@@ -83,4 +125,5 @@ func (c PublishArtifact) Validate() error {
 
 func init() {
 	register[PublishArtifact]()
+	register[YankArtifact]()
 }

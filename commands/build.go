@@ -7,7 +7,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/events"
-	"github.com/wheelrefinery/refinery/hints"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -20,6 +19,8 @@ type Build struct {
 	Attempt  int    `json:"attempt"`
 	Priority int    `json:"priority"`
 
+	queued      int64 // position of the event that queued it last
+	waits       int64 // and of the one since which it waits, which may have handed it back
 	run         uuid.UUID
 	worker      string
 	losses      int
@@ -66,8 +67,25 @@ func (b Build) Fold(e events.BuildEvent) Build {
 		b.Status = "skipped"
 	case events.BuildCancelled:
 		b.Status = "cancelled"
+	case events.BuildPriorityChanged:
+		b.Priority = e.Priority
 	}
 	return b
+}
+
+// FoldAt applies an event and notes since when the build waits.
+func (b Build) FoldAt(e events.BuildEvent, position int64) Build {
+	if _, ok := e.(events.BuildQueued); ok {
+		b.queued, b.waits = position, position
+	} else if _, ok := e.(events.BuildReleased); ok {
+		b.waits = position
+	}
+	return b.Fold(e)
+}
+
+// cleared says that the queue was cleared of the build, whose stream has not been told yet.
+func (b Build) cleared(q Queue) bool {
+	return b.waiting() && b.waits < q.cleared || (b.waiting() || b.leased()) && b.queued < q.clearedLeased
 }
 
 func (b Build) waiting() bool { return b.Status == "queued" || b.Status == "retrying" }
@@ -118,27 +136,39 @@ type EnqueueBuild struct {
 	Rebuild     bool            `json:"rebuild,omitempty"` // even when it is built
 }
 
-// Decide queues it, unless it is queued, leased, or there.
-func (c EnqueueBuild) Decide(b Build) ([]events.BuildEvent, error) {
+// Beside is the queue.
+func (EnqueueBuild) Beside() string { return events.QueueStream }
+
+// Decide queues it, unless it is queued, leased, or there. What the queue was cleared of is cancelled first, since whoever asks after that
+// wants it anew.
+func (c EnqueueBuild) Decide(b Build, q Queue) ([]events.BuildEvent, error) {
+	if b.cleared(q) {
+		gone := events.BuildCancelled{Reason: "the queue was cleared"}
+		if b.leased() {
+			gone.Attempt = b.Attempt
+		}
+		evs, err := c.Decide(b.Fold(gone), q)
+		return append([]events.BuildEvent{gone}, evs...), err
+	}
 	if b.waiting() || b.leased() {
 		return none[events.BuildEvent]()
 	}
 	if !c.Rebuild && b.has(c.Sdist) {
 		return one[events.BuildEvent](events.BuildReused{Run: c.Run, Wheel: *b.built, Own: true})
 	}
-	q := events.BuildQueued{
+	asked := events.BuildQueued{
 		Run: c.Run, Sdist: c.Sdist, Constraints: c.Constraints, Recipes: c.Recipes, Priority: c.Priority, Retry: b.Attempt > 0,
 	}
-	if q.Sdist == nil {
-		q.Sdist = b.sdist
-		if q.Constraints == nil {
-			q.Constraints = b.constraints
+	if asked.Sdist == nil {
+		asked.Sdist = b.sdist
+		if asked.Constraints == nil {
+			asked.Constraints = b.constraints
 		}
 	}
-	if q.Recipes == nil {
-		q.Recipes = b.recipes
+	if asked.Recipes == nil {
+		asked.Recipes = b.recipes
 	}
-	return one[events.BuildEvent](q)
+	return one[events.BuildEvent](asked)
 }
 
 // LeaseBuild gives the build to one worker.
@@ -148,9 +178,15 @@ type LeaseBuild struct {
 	ExpiresAt time.Time      `json:"expires_at"`
 }
 
-// Decide leases what waits.
-func (c LeaseBuild) Decide(b Build) ([]events.BuildEvent, error) {
-	if !b.waiting() {
+// Beside is the queue.
+func (LeaseBuild) Beside() string { return events.QueueStream }
+
+// Decide leases what waits, while the queue is not paused.
+func (c LeaseBuild) Decide(b Build, q Queue) ([]events.BuildEvent, error) {
+	switch {
+	case q.Paused:
+		return conflict[events.BuildEvent]("the queue is paused")
+	case !b.waiting() || b.cleared(q):
 		return conflict[events.BuildEvent]("the build does not wait for a worker")
 	}
 	return one[events.BuildEvent](events.BuildLeased{Attempt: b.Attempt + 1, Worker: c.Worker, ExpiresAt: c.ExpiresAt})
@@ -258,6 +294,9 @@ type CancelBuild struct {
 	Run        uuid.UUID      `json:"run,omitzero"` // the run that no longer wants it
 	Reason     string         `json:"reason"`
 	KeepLeased bool           `json:"keep_leased,omitempty"` // leave it alone when a worker has it
+	// Cleared is the position at which the queue was cleared of it; 0: it was not that. What was queued, or left to its worker and handed
+	// back, after that stays.
+	Cleared int64 `json:"cleared,omitempty"`
 }
 
 // Decide cancels what is planned, waits, is being built, or has failed and may be tried again.
@@ -265,6 +304,8 @@ func (c CancelBuild) Decide(b Build) ([]events.BuildEvent, error) {
 	switch {
 	case b.Status == "":
 		return nil, fault.New(fault.NotFound, "there is no such build")
+	case c.Cleared > 0 && (!b.waiting() && !b.leased() || b.queued > c.Cleared || b.waits > c.Cleared && c.KeepLeased):
+		return none[events.BuildEvent]()
 	case b.leased() && c.KeepLeased:
 		return none[events.BuildEvent]()
 	case b.leased():
@@ -342,13 +383,8 @@ func (c EnqueueBuild) Validate() error {
 	checkBuild(&k, "/build", c.Build)
 	checkFile(&k, "/sdist", c.Sdist)
 	checkLines(&k, "/constraints", c.Constraints, mostPins)
-	k.Check(len(c.Recipes) <= mostRecipes, "/recipes", "has more than %d items", mostRecipes)
-	for i, r := range c.Recipes {
-		at := fmt.Sprintf("/recipes/%d", i)
-		hints.CheckRecipe(&k, at, r)
-		k.Check(r.Kind != "version", at+"/kind", "is advice for people: a build cannot follow it")
-	}
-	k.Check(c.Priority >= -mostPriority && c.Priority <= mostPriority, "/priority", "is not between -%d and %d", mostPriority, mostPriority)
+	checkRecipes(&k, c.Recipes)
+	checkPriority(&k, c.Priority)
 	return k.Err()
 }
 
@@ -403,6 +439,7 @@ func (c ReleaseBuild) Validate() error {
 func (c CancelBuild) Validate() error {
 	var k fault.Checks
 	checkBuild(&k, "/build", c.Build)
+	k.Check(c.Cleared >= 0, "/cleared", "is negative")
 	checkReason(&k, c.Reason)
 	return k.Err()
 }
@@ -425,8 +462,8 @@ func (c ReuseBuild) Validate() error {
 
 func init() {
 	register[PlanBuild]()
-	register[EnqueueBuild]()
-	register[LeaseBuild]()
+	registerBeside[EnqueueBuild]()
+	registerBeside[LeaseBuild]()
 	register[StartBuild]()
 	register[SucceedBuild]()
 	register[FailBuild]()

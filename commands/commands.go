@@ -1,7 +1,8 @@
 // Package commands holds the intentions: what somebody wants to happen, and how that is decided.
 //
 // A decision is pure. A command folds its stream's events into a small state and returns events or a refusal (a *fault.Error). It
-// reads no clock, no database and no network; what it needs to know travels in the command.
+// reads no clock, no database and no network; what it needs to know travels in the command. A few decide beside a second stream, which
+// they see as it stands at that moment and do not change (docs/decisions/0016).
 package commands
 
 import (
@@ -27,54 +28,91 @@ type State[S any, E events.Event] interface {
 	Fold(E) S
 }
 
+// placed is a state that also wants to know where in the log its events stand. While a batch is decided, an event that is not stored yet
+// has a position after all that are.
+type placed[S any, E events.Event] interface {
+	FoldAt(e E, position int64) S
+}
+
 // decider is a command that decides on a state S and returns events of its stream's sum type E.
 type decider[S State[S, E], E events.Event] interface {
 	Command
 	Decide(S) ([]E, error)
 }
 
+// besideDecider is a command that decides beside a second stream, whose state is B.
+type besideDecider[S State[S, E], E events.Event, B State[B, F], F events.Event] interface {
+	Command
+	Beside() string
+	Decide(S, B) ([]E, error)
+}
+
+// model is how a stream is folded.
+type model struct {
+	zero any
+	fold func(state any, e events.Event, position int64) any
+}
+
+func modelOf[S State[S, E], E events.Event]() model {
+	var zero S
+	return model{zero, func(state any, event events.Event, position int64) any {
+		e, ok := event.(E)
+		if !ok {
+			return state // of a newer release
+		}
+		if p, ok := state.(placed[S, E]); ok {
+			return p.FoldAt(e, position)
+		}
+		return state.(S).Fold(e)
+	}}
+}
+
 // kind is what the handler knows of a command type.
 type kind struct {
+	model
+	beside model // of the second stream; without a fold there is none
 	decode func(data []byte) (Command, error)
-	zero   any
-	decide func(state any, c Command) ([]events.Event, error)
-	fold   func(state any, e events.Event) any
+	decide func(state, beside any, c Command) ([]events.Event, error)
 }
 
 var kinds = map[string]kind{}
 
 // register makes a command type known; state and event types follow from its Decide.
 func register[C decider[S, E], S State[S, E], E events.Event]() {
+	add[C](kind{model: modelOf[S, E](), decide: func(state, _ any, c Command) ([]events.Event, error) {
+		return plain(c.(C).Decide(state.(S)))
+	}})
+}
+
+// registerBeside is register for a command that decides beside a second stream.
+func registerBeside[C besideDecider[S, E, B, F], S State[S, E], E events.Event, B State[B, F], F events.Event]() {
+	add[C](kind{model: modelOf[S, E](), beside: modelOf[B, F](), decide: func(state, beside any, c Command) ([]events.Event, error) {
+		return plain(c.(C).Decide(state.(S), beside.(B)))
+	}})
+}
+
+func add[C Command](k kind) {
 	var zero C
-	var state S
 	if _, twice := kinds[zero.Name()]; twice {
 		panic("commands: " + zero.Name() + " is registered twice")
 	}
-	kinds[zero.Name()] = kind{
-		decode: func(data []byte) (Command, error) {
-			var c C
-			err := json.Unmarshal(data, &c)
-			return c, err
-		},
-		zero: state,
-		decide: func(state any, c Command) ([]events.Event, error) {
-			decided, err := c.(C).Decide(state.(S))
-			if err != nil {
-				return nil, err
-			}
-			evs := make([]events.Event, len(decided))
-			for i, e := range decided {
-				evs[i] = e
-			}
-			return evs, nil
-		},
-		fold: func(state any, e events.Event) any {
-			if e, ok := e.(E); ok {
-				return state.(S).Fold(e)
-			}
-			return state // of a newer release
-		},
+	k.decode = func(data []byte) (Command, error) {
+		var c C
+		err := json.Unmarshal(data, &c)
+		return c, err
 	}
+	kinds[zero.Name()] = k
+}
+
+func plain[E events.Event](decided []E, err error) ([]events.Event, error) {
+	if err != nil {
+		return nil, err
+	}
+	evs := make([]events.Event, len(decided))
+	for i, e := range decided {
+		evs[i] = e
+	}
+	return evs, nil
 }
 
 // Meta is what travels with a command.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/google/uuid"
@@ -35,7 +36,11 @@ type Handler struct {
 type folded struct {
 	version int64
 	state   any
+	damaged error // an event of the stream cannot be read: nothing can be decided on it
 }
+
+// unstored begins the positions of events that are decided and not stored yet: after all that are.
+const unstored = math.MaxInt64 / 2
 
 type task struct {
 	meta    Meta
@@ -43,6 +48,14 @@ type task struct {
 	kind    kind
 	tries   int
 	done    chan error
+}
+
+// beside is the second stream that t decides beside, or "".
+func (t *task) beside() string {
+	if t.kind.beside.fold == nil {
+		return ""
+	}
+	return t.command.(interface{ Beside() string }).Beside()
 }
 
 // NewHandler makes a handler; Run does the work.
@@ -162,19 +175,28 @@ func (h *Handler) batch(ctx context.Context, all []*task) (again []*task, err er
 	if err := h.load(ctx, tasks); err != nil {
 		return nil, err
 	}
-	working := map[string]folded{}
+	stored, working := map[string]folded{}, map[string]folded{}
+	look := func(stream string) folded {
+		if at, ok := working[stream]; ok {
+			return at
+		}
+		stored[stream] = h.cache[stream]
+		return stored[stream]
+	}
 	entries := make([]eventlog.Entry, len(tasks))
+	position := int64(unstored)
 	for i, t := range tasks {
-		stream := t.command.Stream()
-		at, ok := working[stream]
-		if !ok {
-			at = h.cache[stream]
+		at := look(t.command.Stream())
+		var beside folded
+		if t.beside() != "" {
+			beside = look(t.beside())
 		}
 		var failure error
-		if entries[i], at, failure = decide(t, at); failure != nil {
+		if entries[i], at, failure = decide(t, at, beside, position); failure != nil {
 			h.logger.Error("a command failed", "command", t.meta.ID, "name", t.command.Name(), "error", failure)
 		}
-		working[stream] = at
+		position += int64(len(entries[i].Events))
+		working[t.command.Stream()] = at
 	}
 	results, err := h.log.Append(ctx, entries...)
 	if err != nil {
@@ -185,24 +207,27 @@ func (h *Handler) batch(ctx context.Context, all []*task) (again []*task, err er
 	}
 	for i, t := range tasks {
 		stream := t.command.Stream()
-		switch err := results[i].Err; {
-		case err == nil:
-			if at, ok := working[stream]; ok {
-				h.cache[stream] = at
+		err := results[i].Err
+		if err == nil {
+			// Again, since now it is known where the events stand.
+			at := stored[stream]
+			for n, e := range entries[i].Events {
+				at.state = t.kind.fold(at.state, e, results[i].Outcome.First+int64(n))
+				at.version++
 			}
-			t.done <- nil
-		case errors.Is(err, eventlog.ErrDuplicate):
-			delete(h.cache, stream)
-			delete(working, stream)
-			t.done <- nil
+			stored[stream], h.cache[stream] = at, at
+		}
+		if err != nil || stored[stream].damaged != nil {
+			delete(h.cache, stream) // it is loaded again
+			delete(h.cache, t.beside())
+		}
+		switch {
 		case errors.Is(err, eventlog.ErrConflict) && t.tries < mostRetries:
-			delete(h.cache, stream)
-			delete(working, stream)
 			t.tries++
 			again = append(again, t)
+		case errors.Is(err, eventlog.ErrDuplicate):
+			t.done <- nil
 		default:
-			delete(h.cache, stream)
-			delete(working, stream)
 			t.done <- err
 		}
 	}
@@ -211,10 +236,16 @@ func (h *Handler) batch(ctx context.Context, all []*task) (again []*task, err er
 
 // load fills the cache with the streams that tasks need, with one query.
 func (h *Handler) load(ctx context.Context, tasks []*task) error {
-	missing := map[string]kind{}
+	missing := map[string]model{}
+	need := func(stream string, m model) {
+		if _, ok := h.cache[stream]; !ok {
+			missing[stream] = m
+		}
+	}
 	for _, t := range tasks {
-		if _, ok := h.cache[t.command.Stream()]; !ok {
-			missing[t.command.Stream()] = t.kind
+		need(t.command.Stream(), t.kind.model)
+		if t.beside() != "" {
+			need(t.beside(), t.kind.beside)
 		}
 	}
 	if len(missing) == 0 {
@@ -228,28 +259,27 @@ func (h *Handler) load(ctx context.Context, tasks []*task) error {
 	if err != nil {
 		return err
 	}
-	for name, k := range missing {
-		at := folded{state: k.zero}
-		for _, e := range streams[name].Events {
-			at.state = k.fold(at.state, e.Event)
+	for name, m := range missing {
+		s := streams[name]
+		at := folded{version: s.Version, state: m.zero, damaged: s.Err}
+		if s.Err == nil {
+			for _, e := range s.Events {
+				at.state = m.fold(at.state, e.Event, e.Position)
+			}
 		}
-		at.version = streams[name].Version
 		h.cache[name] = at
 	}
 	return nil
 }
 
-// decide is the pure heart: what the command does to its stream at this state, and the state after it. failure is a defect's detail,
-// which goes to the log and not to the client.
-func decide(t *task, at folded) (entry eventlog.Entry, after folded, failure error) {
-	if at.state == nil {
-		at.state = t.kind.zero
-	}
+// decide is the pure heart: what the command does to its stream at this state, and the state after it; its events stand from position
+// on. failure is a defect's detail, which goes to the log and not to the client.
+func decide(t *task, at, beside folded, position int64) (entry eventlog.Entry, after folded, failure error) {
 	c := t.command
 	o := eventlog.Outcome{
 		Command: t.meta.ID, Name: c.Name(), Stream: c.Stream(), Actor: t.meta.Actor, Digest: t.meta.Digest, Status: eventlog.Applied,
 	}
-	evs, after, err := decideSafely(t, at)
+	evs, after, err := decideSafely(t, at, beside, position)
 	if err == nil {
 		o.Result, err = json.Marshal(after.state)
 	}
@@ -260,20 +290,25 @@ func decide(t *task, at folded) (entry eventlog.Entry, after folded, failure err
 		}
 	}
 	return eventlog.Entry{
-		Outcome: o, Expected: at.version, Events: evs, Correlation: t.meta.Correlation, Causation: t.meta.Causation,
+		Outcome: o, Expected: at.version, Beside: t.beside(), BesideVersion: beside.version, Events: evs,
+		Correlation: t.meta.Correlation, Causation: t.meta.Causation,
 	}, after, failure
 }
 
 // decideSafely makes an error of a panic: a command that ended the process would come again and end the next one.
-func decideSafely(t *task, at folded) (evs []events.Event, after folded, err error) {
+func decideSafely(t *task, at, beside folded, position int64) (evs []events.Event, after folded, err error) {
+	if damaged := errors.Join(at.damaged, beside.damaged); damaged != nil {
+		return nil, at, fmt.Errorf("%w: %w", damaged,
+			fault.New(fault.Internal, "an event of this stream cannot be read, so nothing can be decided: an operator must mend it; the server's log names it"))
+	}
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%s panicked: %v", t.command.Name(), r)
 		}
 	}()
-	evs, err = t.kind.decide(at.state, t.command)
-	for _, e := range evs {
-		at.state = t.kind.fold(at.state, e)
+	evs, err = t.kind.decide(at.state, beside.state, t.command)
+	for i, e := range evs {
+		at.state = t.kind.fold(at.state, e, position+int64(i))
 		at.version++
 	}
 	return evs, at, err

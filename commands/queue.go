@@ -8,6 +8,9 @@ import (
 // Queue is the state of the queue as a whole.
 type Queue struct {
 	Paused bool `json:"paused"`
+
+	cleared       int64 // position of the last queue.cleared
+	clearedLeased int64 // and of the last that took leased builds too
 }
 
 // Fold applies an event.
@@ -20,6 +23,16 @@ func (q Queue) Fold(e events.QueueEvent) Queue {
 	case events.QueueCleared:
 	}
 	return q
+}
+
+// FoldAt applies an event and notes where the queue was cleared.
+func (q Queue) FoldAt(e events.QueueEvent, position int64) Queue {
+	if e, ok := e.(events.QueueCleared); ok {
+		if q.cleared = position; e.IncludeLeased {
+			q.clearedLeased = position
+		}
+	}
+	return q.Fold(e)
 }
 
 // ClearQueue empties the queue on every transport: what is queued when it is decided is out, and a policy cancels those builds.

@@ -97,8 +97,14 @@ type LeasePlan struct {
 	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// Decide leases what waits.
-func (c LeasePlan) Decide(r Run) ([]events.RunEvent, error) {
+// Beside is the queue.
+func (LeasePlan) Beside() string { return events.QueueStream }
+
+// Decide leases what waits, while the queue is not paused.
+func (c LeasePlan) Decide(r Run, q Queue) ([]events.RunEvent, error) {
+	if q.Paused {
+		return conflict[events.RunEvent]("the queue is paused")
+	}
 	if r.State != "submitted" {
 		return conflict[events.RunEvent]("the run does not wait for a plan")
 	}
@@ -355,7 +361,7 @@ func checkManifest(k *fault.Checks, at string, entries []events.ManifestEntry) {
 
 func init() {
 	register[SubmitRun]()
-	register[LeasePlan]()
+	registerBeside[LeasePlan]()
 	register[ReleasePlan]()
 	register[RecordPlan]()
 	register[FailPlan]()

@@ -32,15 +32,16 @@ func (sc scenario) run(t *testing.T) (evs []events.Event, state any, err error) 
 	t.Helper()
 	k := kinds[sc.when.Name()]
 	state = k.zero
-	for _, e := range sc.given {
-		if reflect.DeepEqual(k.fold(state, e), state) && reflect.TypeOf(state) != reflect.TypeFor[Queue]() {
+	for i, e := range sc.given {
+		now := k.fold(state, e, int64(i+1))
+		if reflect.DeepEqual(now, state) && reflect.TypeOf(state) != reflect.TypeFor[Queue]() {
 			t.Errorf("given: %#v changes nothing: is it of this stream?", e)
 		}
-		state = k.fold(state, e)
+		state = now
 	}
-	evs, err = k.decide(state, sc.when)
+	evs, err = k.decide(state, k.beside.zero, sc.when)
 	for _, e := range evs {
-		state = k.fold(state, e)
+		state = k.fold(state, e, unstored)
 	}
 	return evs, state, err
 }
@@ -71,7 +72,7 @@ func check(t *testing.T, scenarios []scenario) {
 }
 
 func allScenarios() []scenario {
-	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios, hintScenarios, buildHintScenarios)
+	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios, retryScenarios, bulkScenarios, triggerScenarios, projectionScenarios, smokeScenarios, hintScenarios, buildHintScenarios)
 }
 
 // A command without a scenario, or an event that no scenario ends in, is not tested.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/hints"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -78,4 +79,17 @@ func checkEffort(k *fault.Checks, ms int64, lines int) {
 
 func checkReason(k *fault.Checks, reason string) {
 	k.Check(clean(reason, mostReason), "/reason", "is longer than %d bytes or not text", mostReason)
+}
+
+func checkRecipes(k *fault.Checks, recipes []events.Recipe) {
+	k.Check(len(recipes) <= mostRecipes, "/recipes", "has more than %d items", mostRecipes)
+	for i, r := range recipes {
+		at := fmt.Sprintf("/recipes/%d", i)
+		hints.CheckRecipe(k, at, r)
+		k.Check(r.Kind != "version", at+"/kind", "is advice for people: a build cannot follow it")
+	}
+}
+
+func checkPriority(k *fault.Checks, p int) {
+	k.Check(p >= -mostPriority && p <= mostPriority, "/priority", "is not between -%d and %d", mostPriority, mostPriority)
 }

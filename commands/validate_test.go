@@ -24,7 +24,9 @@ var whole = []Command{
 	succeed,
 	fail,
 	lost,
-	CancelBuild{flask, runA, "no", true},
+	CancelBuild{flask, runA, "no", true, 7},
+	RetryBuild{flask, aptRuby, &five},
+	ChangePriority{flask, 5},
 	SkipBuild{flask, runA, "no"},
 	ReuseBuild{flask, runA, wheel1, true},
 	submit,
@@ -47,6 +49,17 @@ var whole = []Command{
 	RecordManifest{runA, "w1", []events.ManifestEntry{wholeEntry}},
 	chunk(1, "a\n"),
 	publish(hash1, flask, 1),
+	YankArtifact{wheel1.Filename, true, "no"},
+	bulkRetry,
+	ProgressBulk{runA, 1, 2},
+	RequestTrigger{runA, true, 1},
+	recordFailed,
+	RebuildProjection{"builds"},
+	MendProjection{"builds", 1, true},
+	RequestSmoke{runA},
+	LeaseSmoke{runA, "w1"},
+	smokeRecord,
+	ExpireSmoke{runA},
 	ClearQueue{true, "no"},
 	PauseQueue{"no"},
 	ResumeQueue{},
@@ -213,6 +226,7 @@ func TestValidateForms(t *testing.T) {
 		"hint":        {"", ".a", strings.Repeat("a", 101)},
 		"hint tag":    {"", "-a", strings.Repeat("a", 51)},
 		"severity":    {"", "Error", "fatal"},
+		"projection":  {"", "Builds", "a-b", "1a", strings.Repeat("a", 61)},
 	}
 	forms := map[string]string{
 		"platform_tag": "platform", "metadata_sha256": "sha256", "sdist_sha256": "sha256", "wheel": "filename", "project": "name", "names/0": "name",
@@ -251,7 +265,7 @@ func TestValidateForms(t *testing.T) {
 			for _, value := range paths {
 				refuse(t, l, value)
 			}
-		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
+		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "failures/0", "python_version", "uv", "gcc", "program", "user", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
 			t.Errorf("%s has no form: say that it is free text, or what is bad", l)
 		}
 	})
@@ -282,7 +296,7 @@ func TestValidateNumbersAndLists(t *testing.T) {
 			refuse(t, l, map[string]int{"nul\x00": 1})
 			refuse(t, l, map[string]int{"built": -1})
 		case reflect.Struct:
-			if l.pointer != "/started_at" { // only shown
+			if l.pointer != "/started_at" && l.pointer != "/retry_at" { // only shown; absent after the last attempt
 				refuse(t, l, reflect.Zero(l.kind).Interface())
 			}
 		}

@@ -232,7 +232,7 @@ func (l *Log) without(ctx context.Context, items []item, b *batch) ([]item, erro
 		if o, ok := outcomes[it.Outcome.Command]; ok {
 			*it.result = Result{Outcome: o, Err: ErrDuplicate}
 			moved[it.Outcome.Stream] = true // what follows in this stream was decided on top of it
-		} else if moved[it.Outcome.Stream] {
+		} else if moved[it.Outcome.Stream] || moved[it.Beside] {
 			it.result.Err = ErrConflict
 		} else {
 			left = append(left, it)
@@ -312,6 +312,19 @@ func newBatch(items []item, at time.Time) *batch {
 		last.bigint(b.last[i])
 		digests.text(o.Digest)
 		details.text(it.detail)
+	}
+	for _, it := range items {
+		s, ok := place[it.Beside]
+		switch {
+		case it.Beside == "":
+		case !ok:
+			place[it.Beside] = len(b.streams)
+			b.streams, b.expected = append(b.streams, it.Beside), append(b.expected, it.BesideVersion)
+			versions, sFirst, sLast = append(versions, it.BesideVersion), append(sFirst, 0), append(sLast, 0)
+		case sFirst[s] == 0 && versions[s] != it.BesideVersion:
+			b.expected[s] = -1
+			// A stream that this batch writes was decided in the same order, and is compared where it is written.
+		}
 	}
 	newS, newVersion, newFirst, newLast := texts(), bigints(), bigints(), bigints()
 	oldS, oldExpected, oldVersion, oldLast := texts(), bigints(), bigints(), bigints()

@@ -57,11 +57,14 @@ type detail struct {
 
 // Entry is one command's outcome and its events, to be appended together or not at all.
 type Entry struct {
-	Outcome     Outcome // First, Last and Time are set by Append
-	Expected    int64   // the version of the stream that the decision was made on
-	Events      []events.Event
-	Correlation uuid.UUID
-	Causation   int64
+	Outcome  Outcome // First, Last and Time are set by Append
+	Expected int64   // the version of the stream that the decision was made on
+	// Beside is a second stream that the decision looked at, and the version at which it did; "": none.
+	Beside        string
+	BesideVersion int64
+	Events        []events.Event
+	Correlation   uuid.UUID
+	Causation     int64
 }
 
 // Result is what Append did with an entry. Exactly one of these holds: Err is nil and the entry is in the log; Err is ErrDuplicate

@@ -249,6 +249,18 @@ func (p *pages) read(pg *page, after int64, size int) {
 
 const eventColumns = `position, stream, version, command, correlation, causation, actor, recorded_at, type, data::text`
 
+// damaged says that an event was read and does not decode.
+type damaged struct {
+	position int64
+	err      error
+}
+
+func (d *damaged) Error() string {
+	return fmt.Sprintf("the event at %d cannot be read: %v", d.position, d.err)
+}
+func (d *damaged) Unwrap() error { return d.err }
+
+// scanEvent reads an event; the error is *damaged where only its data is at fault.
 func scanEvent(row pgx.CollectableRow) (events.Recorded, error) {
 	var r events.Recorded
 	var name string
@@ -258,8 +270,10 @@ func scanEvent(row pgx.CollectableRow) (events.Recorded, error) {
 		return r, err
 	}
 	r.Time, r.Size = r.Time.UTC(), len(data)
-	r.Event, err = events.Decode(name, data)
-	return r, err
+	if r.Event, err = events.Decode(name, data); err != nil {
+		return r, &damaged{r.Position, err}
+	}
+	return r, nil
 }
 
 // Read returns the events directly after position, at most limit, in order. Positions are gapless: a hole is an error.
@@ -284,6 +298,7 @@ func (l *Log) Read(ctx context.Context, after int64, limit int) ([]events.Record
 type Stream struct {
 	Version int64
 	Events  []events.Recorded
+	Err     error // the first event that does not decode; it is left out of Events
 }
 
 // Load reads streams whole, with one query; a stream that does not exist has version 0.
@@ -300,14 +315,24 @@ func (l *Log) Load(ctx context.Context, streams ...string) (map[string]Stream, e
 	if err != nil {
 		return nil, fmt.Errorf("load streams: %w", err)
 	}
-	all, err := pgx.CollectRows(rows, scanEvent)
-	if err != nil {
-		return nil, fmt.Errorf("load streams: %w", err)
-	}
-	for _, r := range all {
+	defer rows.Close()
+	for rows.Next() {
+		r, err := scanEvent(rows)
+		bad, isDamaged := errors.AsType[*damaged](err)
+		if err != nil && !isDamaged {
+			return nil, fmt.Errorf("load streams: %w", err)
+		}
 		s := m[r.Stream]
-		s.Version, s.Events = r.Version, append(s.Events, r)
+		switch s.Version = r.Version; {
+		case !isDamaged:
+			s.Events = append(s.Events, r)
+		case s.Err == nil:
+			s.Err = bad
+		}
 		m[r.Stream] = s
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("load streams: %w", err)
 	}
 	return m, nil
 }

@@ -1,7 +1,14 @@
 package events
 
+import "strings"
+
 // ArtifactStream is the stream of a wheel.
 func ArtifactStream(filename string) string { return "artifact/" + filename }
+
+// ParseArtifact reads the name of a wheel's stream.
+func ParseArtifact(stream string) (filename string, ok bool) {
+	return strings.CutPrefix(stream, "artifact/")
+}
 
 // ArtifactEvent is a fact of a wheel's stream.
 //
@@ -30,8 +37,21 @@ type ArtifactPublished struct {
 	Attempt        int      `json:"attempt"`
 }
 
+// ArtifactYanked says that nobody should choose the wheel any more (PEP 592).
+type ArtifactYanked struct {
+	artifact
+	Reason string `json:"reason,omitempty"`
+}
+
+// ArtifactUnyanked says that the wheel may be chosen again.
+type ArtifactUnyanked struct{ artifact }
+
 func (ArtifactPublished) Name() string { return "artifact.published.v1" }
+func (ArtifactYanked) Name() string    { return "artifact.yanked.v1" }
+func (ArtifactUnyanked) Name() string  { return "artifact.unyanked.v1" }
 
 func init() {
 	register[ArtifactPublished]()
+	register[ArtifactYanked]()
+	register[ArtifactUnyanked]()
 }

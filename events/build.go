@@ -191,16 +191,23 @@ type BuildCancelled struct {
 	Attempt int       `json:"attempt,omitempty"` // the lease that it ended
 }
 
-func (BuildPlanned) Name() string   { return "build.planned.v1" }
-func (BuildQueued) Name() string    { return "build.queued.v1" }
-func (BuildLeased) Name() string    { return "build.leased.v1" }
-func (BuildStarted) Name() string   { return "build.started.v1" }
-func (BuildReleased) Name() string  { return "build.released.v1" }
-func (BuildSucceeded) Name() string { return "build.succeeded.v1" }
-func (BuildFailed) Name() string    { return "build.failed.v1" }
-func (BuildReused) Name() string    { return "build.reused.v1" }
-func (BuildSkipped) Name() string   { return "build.skipped.v1" }
-func (BuildCancelled) Name() string { return "build.cancelled.v1" }
+// BuildPriorityChanged says that the build, which waits, has another place in the queue.
+type BuildPriorityChanged struct {
+	build
+	Priority int `json:"priority"`
+}
+
+func (BuildPlanned) Name() string         { return "build.planned.v1" }
+func (BuildQueued) Name() string          { return "build.queued.v1" }
+func (BuildLeased) Name() string          { return "build.leased.v1" }
+func (BuildStarted) Name() string         { return "build.started.v1" }
+func (BuildReleased) Name() string        { return "build.released.v1" }
+func (BuildSucceeded) Name() string       { return "build.succeeded.v1" }
+func (BuildFailed) Name() string          { return "build.failed.v1" }
+func (BuildReused) Name() string          { return "build.reused.v1" }
+func (BuildSkipped) Name() string         { return "build.skipped.v1" }
+func (BuildCancelled) Name() string       { return "build.cancelled.v1" }
+func (BuildPriorityChanged) Name() string { return "build.priority_changed.v1" }
 
 func init() {
 	register[BuildPlanned]()
@@ -213,4 +220,5 @@ func init() {
 	register[BuildReused]()
 	register[BuildSkipped]()
 	register[BuildCancelled]()
+	register[BuildPriorityChanged]()
 }

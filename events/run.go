@@ -10,13 +10,7 @@ import (
 func RunStream(id uuid.UUID) string { return "run/" + id.String() }
 
 // ParseRun reads a run's stream name.
-func ParseRun(stream string) (uuid.UUID, bool) {
-	if len(stream) != 4+36 || stream[:4] != "run/" {
-		return uuid.UUID{}, false
-	}
-	id, err := uuid.Parse(stream[4:])
-	return id, err == nil && id.String() == stream[4:]
-}
+func ParseRun(stream string) (uuid.UUID, bool) { return parseID(stream, "run/") }
 
 // RunEvent is a fact of a run's stream.
 //

@@ -87,7 +87,8 @@ type file struct {
 	UploadTime     string            `json:"upload-time"`
 	RequiresPython string            `json:"requires-python,omitempty"`
 	CoreMetadata   map[string]string `json:"core-metadata"` // PEP 714
-	Yanked         bool              `json:"yanked"`
+	Yanked         any               `json:"yanked"`        // false; true, or the reason where there is one (PEP 592)
+	YankReason     string            `json:"-"`
 }
 
 var listHTML = template.Must(template.New("list").Parse(`<!DOCTYPE html>
@@ -101,7 +102,7 @@ var pageHTML = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <h1>Links for {{.Name}}</h1>
 {{range .Files}}<a href="{{.URL}}#sha256={{.Hashes.sha256}}"{{with .RequiresPython}} data-requires-python="{{.}}"{{end -}}
 {{with .CoreMetadata.sha256}} data-core-metadata="sha256={{.}}" data-dist-info-metadata="sha256={{.}}"{{end -}}
-{{if .Yanked}} data-yanked=""{{end}}>{{.Filename}}</a><br>
+{{if .Yanked}} data-yanked="{{.YankReason}}"{{end}}>{{.Filename}}</a><br>
 {{end}}</body></html>
 `))
 
@@ -136,7 +137,10 @@ func (x *index) project(w http.ResponseWriter, r *http.Request) error {
 		page.Files[i] = file{
 			Filename: a.Filename, URL: "../../artifacts/" + url.PathEscape(a.Filename), Hashes: map[string]string{"sha256": a.SHA256},
 			Size: a.Size, UploadTime: a.UploadedAt.UTC().Format(time.RFC3339Nano), RequiresPython: a.RequiresPython,
-			CoreMetadata: map[string]string{"sha256": a.MetadataSHA256}, Yanked: a.Yanked,
+			CoreMetadata: map[string]string{"sha256": a.MetadataSHA256}, Yanked: a.Yanked, YankReason: a.YankReason,
+		}
+		if a.Yanked && a.YankReason != "" {
+			page.Files[i].Yanked = a.YankReason
 		}
 		if !slices.Contains(page.Versions, a.Version) {
 			page.Versions = append(page.Versions, a.Version)

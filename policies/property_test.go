@@ -62,29 +62,47 @@ func (s *sim) handle(m Message) (applied bool) {
 		Decide(commands.Build) ([]events.BuildEvent, error)
 	}:
 		decided, err := c.Decide(s.builds[stream])
-		for _, e := range decided {
-			record(e)
-			s.builds[stream] = s.builds[stream].Fold(e)
-			switch e := e.(type) {
-			case events.BuildSucceeded:
-				s.built[stream] = true
-			case events.BuildQueued:
-				s.recipes[stream] = e.Recipes
-			}
-		}
-		return err == nil
+		return s.onBuild(stream, decided, record, err)
+	case interface {
+		Decide(commands.Build, commands.Queue) ([]events.BuildEvent, error)
+	}:
+		decided, err := c.Decide(s.builds[stream], commands.Queue{})
+		return s.onBuild(stream, decided, record, err)
 	case interface {
 		Decide(commands.Run) ([]events.RunEvent, error)
 	}:
 		decided, err := c.Decide(s.runs[stream])
-		for _, e := range decided {
-			record(e)
-			s.runs[stream] = s.runs[stream].Fold(e)
-		}
-		return err == nil
+		return s.onRun(stream, decided, record, err)
+	case interface {
+		Decide(commands.Run, commands.Queue) ([]events.RunEvent, error)
+	}:
+		decided, err := c.Decide(s.runs[stream], commands.Queue{})
+		return s.onRun(stream, decided, record, err)
 	}
 	s.Fatalf("%s decides on something else", m.Command.Name())
 	return false
+}
+
+func (s *sim) onBuild(stream string, decided []events.BuildEvent, record func(events.Event), err error) bool {
+	for _, e := range decided {
+		record(e)
+		s.builds[stream] = s.builds[stream].Fold(e)
+		switch e := e.(type) {
+		case events.BuildSucceeded:
+			s.built[stream] = true
+		case events.BuildQueued:
+			s.recipes[stream] = e.Recipes
+		}
+	}
+	return err == nil
+}
+
+func (s *sim) onRun(stream string, decided []events.RunEvent, record func(events.Event), err error) bool {
+	for _, e := range decided {
+		record(e)
+		s.runs[stream] = s.runs[stream].Fold(e)
+	}
+	return err == nil
 }
 
 func (s *sim) do(c commands.Command) bool {

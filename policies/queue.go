@@ -8,7 +8,8 @@ import (
 	"github.com/wheelrefinery/refinery/events"
 )
 
-// Clear cancels what a queue.cleared event took out of the queue. cleared reads the builds that were queued, or leased, at a position.
+// Clear cancels what a queue.cleared event took out of the queue. cleared reads the builds that were queued, or
+// leased, at a position; each stream decides whether it was taken out.
 func Clear(send Send, cleared func(ctx context.Context, position int64) ([]events.BuildID, error)) eventlog.Follower {
 	const name = "policy:clear"
 	return eventlog.Follower{Name: name, Apply: func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
@@ -23,7 +24,9 @@ func Clear(send Send, cleared func(ctx context.Context, position int64) ([]event
 			}
 			messages := make([]Message, len(builds))
 			for i, b := range builds {
-				messages[i] = reaction(name, m, commands.CancelBuild{Build: b, Reason: "the queue was cleared", KeepLeased: !e.IncludeLeased})
+				messages[i] = reaction(name, m, commands.CancelBuild{
+					Build: b, Reason: "the queue was cleared", KeepLeased: !e.IncludeLeased, Cleared: m.Position,
+				})
 			}
 			if err := send(ctx, messages); err != nil {
 				return err

@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/commands"
+	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 )
 
@@ -31,7 +33,7 @@ func (w *world) cleared(ctx context.Context, position int64) ([]events.BuildID, 
 	}
 	var queued []events.BuildID
 	for _, id := range order {
-		if s := builds[id.Stream()].Status; s == "queued" || s == "leased" {
+		if s := builds[id.Stream()].Status; s == "queued" || s == "retrying" || s == "leased" {
 			queued = append(queued, id)
 		}
 	}
@@ -42,14 +44,22 @@ func TestClear(t *testing.T) {
 	for _, include := range []bool{false, true} {
 		t.Run(fmt.Sprintf("IncludeLeased=%v", include), func(t *testing.T) {
 			w := newWorld(t)
-			w.queue("built", "queued", "leased", "late")
+			w.queue("built", "queued", "leased", "back", "again", "taken")
 			w.succeed("built")
 			w.lease("leased")
+			w.lease("back")
+			w.lease("taken")
 			w.do(commands.ClearQueue{IncludeLeased: include})
 			w.queue("after") // was not in the queue that was cleared
-			w.lease("late")  // was, and has been leased meanwhile
-			w.loop = true    // before the policy begins
-			lost := false    // the first answer of the read model is an error
+			// Before the policy has read the event: asked for anew, handed back, both.
+			w.queue("again", "taken")
+			w.do(commands.ReleaseBuild{Build: id("back"), Attempt: 1, Worker: "w"})
+			late := Message{commands.Meta{ID: uuid.New(), Actor: "tester"}, commands.LeaseBuild{Build: id("queued"), Worker: "w", ExpiresAt: noon}}
+			if o := w.handle(late); o.Status != eventlog.Refused {
+				t.Errorf("leased what the queue was cleared of: %+v", o)
+			}
+			w.loop = true // before the policy begins
+			lost := false // the first answer of the read model is an error
 			w.follow(Clear(w.send, func(ctx context.Context, position int64) ([]events.BuildID, error) {
 				if !lost {
 					lost = true
@@ -58,9 +68,11 @@ func TestClear(t *testing.T) {
 				return w.cleared(ctx, position)
 			}))
 			w.settle("policy:clear")
-			want := map[string]string{"built": "built", "queued": "cancelled", "leased": "leased", "late": "leased", "after": "queued"}
+			want := map[string]string{
+				"built": "built", "queued": "cancelled", "leased": "leased", "back": "retrying", "taken": "leased", "again": "queued", "after": "queued",
+			}
 			if include {
-				want["leased"], want["late"] = "cancelled", "cancelled"
+				want["leased"], want["back"], want["taken"] = "cancelled", "cancelled", "queued"
 			}
 			got := map[string]string{}
 			for name := range want {

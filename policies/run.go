@@ -19,6 +19,9 @@ import (
 
 const runs = "policy:runs"
 
+// yanked is the reason of a node that is built although our index has its wheel: that one should not be chosen any more.
+const yanked = "yanked"
+
 // Runs carries plans out: it asks for a build as soon as the wheels that it needs are there, longest path first, gives up what depends on
 // a failure, and closes a run when all its wheels have ended.
 func Runs(pool *pgxpool.Pool, send Send) eventlog.Follower {
@@ -216,7 +219,8 @@ func (r *openRun) learn(m events.Recorded, e events.BuildEvent) bool {
 			return false // another run gave it up before it knew of this one, which asks for it after that
 		}
 		n.Status, n.Why = "cancelled", e.Reason
-	case events.BuildSkipped, events.BuildPlanned, events.BuildQueued, events.BuildLeased, events.BuildStarted, events.BuildReleased:
+	case events.BuildSkipped, events.BuildPlanned, events.BuildQueued, events.BuildLeased, events.BuildStarted, events.BuildReleased,
+		events.BuildPriorityChanged:
 		return false
 	}
 	return true
@@ -263,8 +267,9 @@ func (r *openRun) advance(m events.Recorded, out *[]Message) {
 				n.Status = "asked"
 				send(commands.EnqueueBuild{
 					Build: n.Build(), Run: r.Run, Sdist: n.Sdist, Constraints: n.Constraints, Priority: n.Depth,
+					Rebuild: n.Reason == yanked,
 				})
-			case planned:
+			case planned && n.Reason != yanked: // its wheel is there, so it would be reused
 				send(commands.PlanBuild{Build: n.Build(), Run: r.Run, Sdist: n.Sdist})
 			}
 		}

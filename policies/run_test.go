@@ -447,3 +447,26 @@ func TestLargestRun(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// What is built because its wheel was yanked is not answered with that wheel.
+func TestYankedIsBuiltAnew(t *testing.T) {
+	w := newWorld(t)
+	w.loop = true
+	w.follow(Runs(w.pool, w.send))
+	w.queue("a")
+	w.succeed("a")
+	n := build("a")
+	n.Reason = "yanked"
+	w.plan(nil, n)
+	w.settle(runs)
+	if got := w.build("a").Status; got != "queued" {
+		t.Errorf("a is %s", got)
+	}
+	w.plan(nil, build("a"))
+	w.succeed("a")
+	w.plan(nil, build("a"))
+	w.settle(runs)
+	if got := w.build("a").Status; got != "reused" {
+		t.Errorf("without a yank, a is %s", got)
+	}
+}

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/wheelrefinery/refinery/events"
@@ -18,6 +19,7 @@ type ArtifactRow struct {
 	RequiresPython string    `db:"requires_python" sql:"text"`
 	MetadataSHA256 string    `db:"metadata_sha256" sql:"text"` // PEP 658
 	Yanked         bool      `db:"yanked" sql:"boolean"`       // PEP 592
+	YankReason     string    `db:"yank_reason" sql:"text"`
 	UploadedAt     time.Time `db:"uploaded_at" sql:"timestamptz"`
 	BuildName      string    `db:"build_name" sql:"text"`
 	BuildVersion   string    `db:"build_version" sql:"text"`
@@ -53,7 +55,7 @@ var artifacts = define("artifacts", 1, func(m *models) *artifactTables {
 		newTable[string, ArtifactRow](m, "files", "(position)", "(project, position)"),
 		newTable[string, ProjectRow](m, "projects"),
 	}
-}, on((*artifactTables).published))
+}, on((*artifactTables).published), on((*artifactTables).yanked), on((*artifactTables).unyanked))
 
 func (t *artifactTables) published(e events.ArtifactPublished, m events.Recorded) {
 	t.files.Put(ArtifactRow{
@@ -63,4 +65,21 @@ func (t *artifactTables) published(e events.ArtifactPublished, m events.Recorded
 		Attempt: e.Attempt,
 	})
 	t.projects.Put(ProjectRow{e.Project, m.Position})
+}
+
+func (t *artifactTables) yanked(e events.ArtifactYanked, m events.Recorded) {
+	t.yank(m, true, e.Reason)
+}
+
+func (t *artifactTables) unyanked(_ events.ArtifactUnyanked, m events.Recorded) { t.yank(m, false, "") }
+
+func (t *artifactTables) yank(m events.Recorded, yanked bool, reason string) {
+	filename, ok := events.ParseArtifact(m.Stream)
+	if !ok {
+		panic(fmt.Sprintf("%q is not the stream of a wheel", m.Stream))
+	}
+	if a, ok := t.files.Get(filename); ok {
+		a.Yanked, a.YankReason = yanked, reason
+		t.files.Put(a)
+	}
 }

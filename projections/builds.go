@@ -106,6 +106,8 @@ func (t *buildTables) build(m events.Recorded) {
 	case events.BuildHinted:
 		b.Hints = hintIDs(e.Hints)
 		b.attempt(e.Attempt, func(a *Attempt) { a.Hints = e.Hints })
+	case events.BuildPriorityChanged:
+		b.Priority = e.Priority
 	case events.BuildReused:
 		b.Run, b.Wheel = e.Run, &e.Wheel
 	case events.BuildSkipped:

@@ -92,6 +92,7 @@ var queue = define("queue", 1, func(m *models) *queueTables {
 		on((*queueTables).queued),
 		on((*queueTables).leased),
 		on((*queueTables).released),
+		on((*queueTables).prioritised),
 		on((*queueTables).cleared),
 		on((*queueTables).paused),
 		on((*queueTables).resumed),
@@ -142,6 +143,15 @@ func (t *queueTables) released(e events.BuildReleased, m events.Recorded) {
 	b.Status = after(b.Status, e)
 	t.enter(b, false)
 	t.builds.Put(b)
+}
+
+func (t *queueTables) prioritised(e events.BuildPriorityChanged, m events.Recorded) {
+	b, _ := t.builds.GetOwn(m.Stream, m)
+	b.Priority = e.Priority
+	t.builds.Put(b)
+	if _, inQueue := t.entries.GetOwn(m.Stream, m); inQueue { // the queue may have been cleared of it
+		t.enter(b, true)
+	}
 }
 
 func (t *queueTables) ended(m events.Recorded) {
@@ -251,14 +261,14 @@ func Candidates(ctx context.Context, q Querier, pythonTag, platformTag string, n
 	return rows, more, err
 }
 
-// Cleared waits for the queue and reads the builds that the queue.cleared event at position took out, or that were leased then, and have
-// not ended since.
+// Cleared waits for the queue and reads the builds that were queued, or leased, at position and have not ended since. The streams say which
+// of them the queue.cleared event there took out.
 func (r *Runner) Cleared(ctx context.Context, position int64) ([]events.BuildID, error) {
 	if err := r.log.WaitFor(ctx, position, queue.name); err != nil {
 		return nil, err
 	}
-	rows, err := Query[QueueRow](ctx, r.pool, `from queue.builds b where position < $1 and (status = 'leased' or
-		status in ('queued', 'retrying') and not exists (select from queue.entries e where e.stream = b.stream)) order by position`, position)
+	rows, err := Query[QueueRow](ctx, r.pool,
+		`from queue.builds where position < $1 and status in ('queued', 'retrying', 'leased') order by position`, position)
 	ids := make([]events.BuildID, len(rows))
 	for i, b := range rows {
 		ids[i] = b.Build()

@@ -19,7 +19,7 @@ import (
 )
 
 // all lists every projection.
-var all = []projection{artifacts, builds, hints, history, logs, manifest, plans, queue, runs, summary}
+var all = []projection{artifacts, builds, bulks, hints, history, logs, manifest, plans, queue, runs, smokes, summary, triggers}
 
 // Runner feeds the read models and rebuilds them. Any number of processes may run one; each projection is fed by one of them.
 type Runner struct {
@@ -27,11 +27,16 @@ type Runner struct {
 	pool        *pgxpool.Pool
 	logger      *slog.Logger
 	projections []projection
+	begun       map[string]chan struct{} // a rebuild was begun
 }
 
 // New makes a Runner; pool has write access.
 func New(log *eventlog.Log, pool *pgxpool.Pool, logger *slog.Logger) *Runner {
-	return &Runner{log, pool, logger, all}
+	begun := map[string]chan struct{}{}
+	for _, p := range all {
+		begun[p.name] = make(chan struct{}, 1)
+	}
+	return &Runner{log, pool, logger, all, begun}
 }
 
 // Names lists the projections, and so the followers that Wait waits for.
@@ -162,7 +167,10 @@ func (r *Runner) keep(ctx context.Context, p projection) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					if err := r.resume(ctx, p); err == nil {
-						return
+						select {
+						case <-r.begun[p.name]:
+						case <-ctx.Done():
+						}
 					} else if ctx.Err() == nil {
 						r.logger.Error("a rebuild was interrupted; it goes on", "projection", p.name, "error", err)
 						pause(ctx, retryWait)

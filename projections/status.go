@@ -60,6 +60,8 @@ func after(status string, e events.BuildEvent) string {
 		return unlessActive(status, Skipped)
 	case events.BuildCancelled:
 		return Cancelled
+	case events.BuildPriorityChanged:
+		return status
 	}
 	panic(fmt.Sprintf("%T is no event of a build", e))
 }
@@ -103,6 +105,7 @@ var buildEvents = []events.Event{
 	events.BuildReused{},
 	events.BuildSkipped{},
 	events.BuildCancelled{},
+	events.BuildPriorityChanged{},
 }
 
 // Target is a build's identity as columns.

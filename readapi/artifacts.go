@@ -28,7 +28,7 @@ func (s *Server) ListArtifacts(ctx context.Context, request api.ListArtifactsReq
 func (s *Server) artifact(r projections.ArtifactRow) api.Artifact {
 	return api.Artifact{
 		Filename: r.Filename, URL: s.artifactURL(r.Filename), SHA256: r.SHA256, Size: r.Size, Project: r.Project, Version: r.Version,
-		Tags: r.Tags, RequiresPython: r.RequiresPython, Attempt: r.Attempt, Yanked: r.Yanked, UploadedAt: r.UploadedAt,
+		Tags: r.Tags, RequiresPython: r.RequiresPython, Attempt: r.Attempt, Yanked: r.Yanked, YankReason: r.YankReason, UploadedAt: r.UploadedAt,
 		Build: api.BuildID{Name: r.BuildName, Version: r.BuildVersion, PythonTag: r.PythonTag, PlatformTag: r.PlatformTag},
 	}
 }

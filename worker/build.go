@@ -134,17 +134,41 @@ func (w *Worker) makeWheel(ctx context.Context, job *api.Job, log *logStream, re
 	if err != nil {
 		return api.WheelRef{}, err
 	}
+	if err := w.runBackend(ctx, box, log, p, env); err != nil {
+		return api.WheelRef{}, err
+	}
+	return w.publish(ctx, job, s, box, log)
+}
+
+// runBackend has uv build the wheel.
+func (w *Worker) runBackend(ctx context.Context, box *box, log *logStream, p prepared, env map[string]string) error {
 	// What it needs is in the environment, which puts its tools first. uv has no cache and no index here.
 	env["PATH"] = p.Env + "/bin:/usr/local/bin:/usr/bin:/bin"
 	env["VIRTUAL_ENV"] = p.Env
 	env["UV_NO_PROGRESS"] = "1"
-	if err := w.runLogged(ctx, box, log, command{timeout: w.Timeout, env: env, argv: []string{
+	return w.runLogged(ctx, box, log, command{timeout: w.Timeout, env: env, argv: []string{
 		w.path(w.venv, "bin", "uv"), "build", "--wheel", "--no-build-isolation", "--offline", "--no-cache", "--no-config",
 		"--no-python-downloads", "--color", "never", "--python", p.Env + "/bin/python", "--out-dir", "{box}/out", p.Path,
-	}}); err != nil {
-		return api.WheelRef{}, err
+	}})
+}
+
+// checkedWheel is what a build left, or what is wrong with it.
+type checkedWheel struct{ Filename, Problem string }
+
+// checkWheel looks at what a build left in the box "build", which is quiet now.
+func (w *Worker) checkWheel(ctx context.Context, s *scene, project, version string) (checked checkedWheel, err error) {
+	// A name that the build could not foresee keeps the answer ours.
+	name := uuid.NewString() + ".json"
+	r := s.serve(ctx, request{Box: "build", File: name, TimeoutMS: time.Minute.Milliseconds(), Argv: []string{
+		w.path(w.venv, "bin", "python"), "-I", w.path(w.program, "hooks.py"), "check", "{box}/" + name, "{box}/out", project, version,
+	}})
+	if err := json.Unmarshal([]byte(r.Result), &checked); err != nil {
+		if context.Cause(ctx) != nil {
+			return checked, context.Cause(ctx)
+		}
+		return checked, fmt.Errorf("check the wheel: %w: %s", err, r.Output)
 	}
-	return w.publish(ctx, job, s, box, log)
+	return checked, nil
 }
 
 // runLogged runs the build itself.
@@ -184,18 +208,9 @@ func (w *Worker) runLogged(ctx context.Context, b *box, log *logStream, c comman
 
 // publish checks the wheel and brings it into the index.
 func (w *Worker) publish(ctx context.Context, job *api.Job, s *scene, b *box, log *logStream) (api.WheelRef, error) {
-	// The box is quiet now. A name that the build could not foresee keeps the answer ours.
-	name := uuid.NewString() + ".json"
-	r := s.serve(ctx, request{Box: "build", File: name, TimeoutMS: time.Minute.Milliseconds(), Argv: []string{
-		w.path(w.venv, "bin", "python"), "-I", w.path(w.program, "hooks.py"), "check", "{box}/" + name, "{box}/out",
-		job.Build.Name, job.Build.Version,
-	}})
-	var checked struct{ Filename, Problem string }
-	if err := json.Unmarshal([]byte(r.Result), &checked); err != nil {
-		if context.Cause(ctx) != nil {
-			return api.WheelRef{}, context.Cause(ctx)
-		}
-		return api.WheelRef{}, fmt.Errorf("check the wheel: %w: %s", err, r.Output)
+	checked, err := w.checkWheel(ctx, s, job.Build.Name, job.Build.Version)
+	if err != nil {
+		return api.WheelRef{}, err
 	}
 	if checked.Problem != "" {
 		return api.WheelRef{}, &fault{Class: classBackend, Reason: checked.Problem, Evidence: evidence(log.tail(evidenceLines))}

@@ -69,6 +69,7 @@ func (w *Worker) lease(ctx context.Context) (*api.Job, error) {
 	r, err := w.client.LeaseWithResponse(ctx, api.LeaseRequest{
 		Worker: w.ID, Slots: w.Slots, PythonTag: w.tags.PythonTag, PlatformTag: w.tags.PlatformTag, PythonVersion: w.tags.PythonVersion,
 		Version: w.version, Host: w.host, WaitSeconds: leaseWait,
+		Kinds: []api.JobKind{api.JobKindPlan, api.JobKindBuild, api.JobKindSmoke},
 	})
 	if err != nil {
 		return nil, err

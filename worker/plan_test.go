@@ -226,3 +226,30 @@ func TestPlanModes(t *testing.T) {
 		t.Errorf("%+v", r.Error)
 	}
 }
+
+// A yanked wheel of our own is passed over, unless exactly its version is pinned.
+func TestPlanYanked(t *testing.T) {
+	p := newPlane(t)
+	p.start()
+	ok := "return wheel(folder)"
+	for _, name := range []string{"bad", "silent", "dep", "good"} {
+		p.publish(name, "1.0", backend(name, "1.0", ok))
+		p.wheels[name+"-1.0-py3-none-any.whl"] = pureWheel(t, name, "1.0")
+	}
+	p.put0("elsewhere", "elsewhere-1.0-py3-none-any.whl", pureWheel(t, "elsewhere", "1.0"))
+	p.wheels["elsewhere-1.0-py3-none-any.whl"] = pureWheel(t, "elsewhere", "1.0")
+	p.yanked = map[string]any{
+		"/artifacts/bad-1.0-py3-none-any.whl": "wrong OpenSSL", "/artifacts/silent-1.0-py3-none-any.whl": true,
+		"/artifacts/dep-1.0-py3-none-any.whl": "", "/artifacts/elsewhere-1.0-py3-none-any.whl": true,
+	}
+	for requirements, want := range map[string][]string{
+		"bad\nsilent>=1\ndep==1.*\ngood\nelsewhere\n": {
+			"bad/1.0 build yanked", "dep/1.0 build yanked", "elsewhere/1.0 reuse published-wheel", "good/1.0 reuse own-wheel", "silent/1.0 build yanked",
+		},
+		"bad==1.0\nsilent===1.0\ndep==1.0\n": {"bad/1.0 reuse own-wheel", "dep/1.0 reuse own-wheel", "silent/1.0 reuse own-wheel"},
+	} {
+		if r := p.planned(api.Job{Requirements: requirements}); r.Error != nil || !slices.Equal(keys(r), want) {
+			t.Errorf("%q: %v %+v", requirements, keys(r), r.Error)
+		}
+	}
+}

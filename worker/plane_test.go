@@ -95,6 +95,7 @@ type plane struct {
 	down     func(r *http.Request) bool // answers 503
 	problems map[string]string          // filename → detail of a 409
 	gone     map[string]bool            // builds whose calls are answered 409
+	yanked   map[string]any             // path → what the index says of the file
 }
 
 func newPlane(t *testing.T) *plane {
@@ -301,6 +302,9 @@ func (p *plane) page(w http.ResponseWriter, content map[string][]byte, base stri
 		files = append(files, map[string]any{
 			"filename": name, "url": base + name, "hashes": map[string]string{"sha256": hex.EncodeToString(sum[:])}, "size": len(content[name]),
 		})
+		if yanked, ok := p.yanked[base+name]; ok {
+			files[len(files)-1]["yanked"] = yanked
+		}
 	}
 	w.Header().Set("Content-Type", "application/vnd.pypi.simple.v1+json")
 	w.Header().Set("Cache-Control", "no-cache")

@@ -38,6 +38,8 @@ type scene struct {
 	folder string
 	log    io.Writer // what the planner says
 
+	upstream string // the index to plan with; empty: the worker's
+
 	mu    sync.Mutex
 	boxes map[string]*box
 }
@@ -117,9 +119,11 @@ const (
 // ask has the planner do a job, and decodes its result. A fault is what the planner found; ctx's cause is returned where it ended.
 func (s *scene) ask(ctx context.Context, timeout time.Duration, job map[string]any, result any) error {
 	w := s.worker
-	upstream, err := w.upstream(ctx)
-	if err != nil {
-		return err
+	upstream, err := s.upstream, error(nil)
+	if upstream == "" {
+		if upstream, err = w.upstream(ctx); err != nil {
+			return err
+		}
 	}
 	job["uv"], job["interpreter"], job["upstream"] = w.path(w.venv, "bin", "uv"), w.tags.Interpreter, upstream
 	job["work"], job["cache"] = filepath.Join(s.folder, "plan"), w.path("cache")

@@ -64,7 +64,9 @@ type Worker struct {
 	mu       sync.Mutex
 	jobs     map[api.JobRef]context.CancelCauseFunc
 	draining bool
-	book     *book // of the jobs that are being done
+	round    context.Context    // of asking for jobs; ends when somebody says that there are some
+	endRound context.CancelFunc //
+	book     *book              // of the jobs that are being done
 }
 
 // Why a job's context ends.
@@ -208,7 +210,7 @@ func (w *Worker) slot(ctx context.Context) {
 			if failures == 1 || failures%20 == 0 {
 				w.Logger.Warn("no job can be leased: trying again", "error", err)
 			}
-			sleep(ctx, min(5*time.Second, 200*time.Millisecond*time.Duration(math.Pow(2, float64(min(failures, 10))))))
+			sleep(w.asking(ctx), min(5*time.Second, 200*time.Millisecond*time.Duration(math.Pow(2, float64(min(failures, 10))))))
 			continue
 		}
 		if failures > 0 {
@@ -223,6 +225,10 @@ func (w *Worker) slot(ctx context.Context) {
 
 // do does one job under its lease.
 func (w *Worker) do(ctx context.Context, job *api.Job) {
+	if job.Kind == api.JobKindSmoke { // has no heartbeats: nobody waits for long
+		w.smoke(ctx, job.SmokeID)
+		return
+	}
 	ref := api.JobRef{Kind: job.Kind, Attempt: job.Attempt}
 	if job.Kind == api.JobKindPlan {
 		ref.RunID = job.RunID

@@ -64,3 +64,14 @@ func (s *Server) PutArtifact(ctx context.Context, r api.PutArtifactRequestObject
 		}
 	})
 }
+
+// YankArtifact is POST /artifacts/{filename}/yank.
+func (s *Server) YankArtifact(ctx context.Context, r api.YankArtifactRequestObject) (api.YankArtifactResponseObject, error) {
+	c := commands.YankArtifact{Filename: r.Filename, Yanked: true}
+	if b := r.Body; b != nil {
+		c.Yanked, c.Reason = b.Yanked == nil || *b.Yanked, b.Reason
+	}
+	return send(ctx, s, meta(ctx, ""), c, func(a commands.Artifact, _ eventlog.Outcome) api.Answer {
+		return api.Answer{Status: http.StatusOK, Body: api.YankAnswer{Filename: r.Filename, Yanked: a.Yanked, YankReason: a.Reason}}
+	})
+}

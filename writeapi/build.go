@@ -49,10 +49,7 @@ func (s *Server) Enqueue(ctx context.Context, r api.EnqueueRequestObject) (api.E
 	if err != nil {
 		return nil, err
 	}
-	c := commands.EnqueueBuild{Build: id, Priority: b.Priority}
-	for _, recipe := range b.Recipes {
-		c.Recipes = append(c.Recipes, events.Recipe{Kind: string(recipe.Kind), Items: recipe.Items})
-	}
+	c := commands.EnqueueBuild{Build: id, Priority: b.Priority, Recipes: recipes(b.Recipes)}
 	return send(ctx, s, meta(ctx, ""), c, func(build commands.Build, o eventlog.Outcome) api.Answer {
 		a := api.Answer{
 			Status: http.StatusOK, Header: http.Header{"Location": {location(id)}},

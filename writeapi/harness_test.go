@@ -62,6 +62,8 @@ func (j *jobs) Next(_ context.Context, w writeapi.Worker, _ time.Duration) (*wri
 	return c, nil
 }
 
+func (*jobs) Wake() int { return 3 }
+
 func (j *jobs) Done(*writeapi.Candidate) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -191,6 +193,9 @@ func start(t *testing.T, g gate) *plane {
 		Cleared: func(_ context.Context, position int64) (int, error) {
 			p.cleared = position
 			return 7, nil
+		},
+		Matching: func(context.Context, api.BulkFilter, []api.BuildStatus, int) ([]events.BuildID, int64, error) {
+			return []events.BuildID{markup}, 10_001, nil
 		},
 		Wheels: store, LeaseTime: time.Minute, IndexURL: func() string { return "http://localhost/simple/" }, Logger: logger,
 	}

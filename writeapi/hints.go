@@ -149,7 +149,7 @@ func (s *Server) ImportHints(ctx context.Context, r api.ImportHintsRequestObject
 		}
 		m := base
 		m.ID = uuid.NewSHA1(base.ID, fmt.Appendf(nil, "%d", i))
-		if m.Digest, err = digest(ctx, c); err != nil {
+		if m.Digest, err = digest(ctx, c.Name(), c); err != nil {
 			return nil, err
 		}
 		items[i].Command = m.ID

@@ -20,6 +20,7 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
+	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
 	"github.com/wheelrefinery/refinery/internal/wheelstore"
 )
@@ -34,13 +35,21 @@ type Options struct {
 	// forget is called once, when nobody waits any more.
 	Await func(id uuid.UUID) (wait func(context.Context) (eventlog.Outcome, error), forget func())
 	Jobs  Jobs
+	// Matching finds the builds that f means and that have one of these statuses, at most most, and counts all of them.
+	Matching func(ctx context.Context, f api.BulkFilter, statuses []api.BuildStatus, most int) (ids []events.BuildID, total int64, err error)
 	// Beat extends the leases that worker holds and says how each of them stands.
 	Beat func(ctx context.Context, worker string, leases []Lease) ([]api.JobAction, error)
 	// Cleared says how many builds the queue.cleared event at position took out of the queue.
 	Cleared func(ctx context.Context, position int64) (int, error)
 	// Twins finds the hints that match the same as given ones: ids by events.Hint.Twin.
-	Twins  func(ctx context.Context, twins []string) (map[string][]string, error)
-	Wheels wheelstore.Store
+	Twins func(ctx context.Context, twins []string) (map[string][]string, error)
+	// Projections names the read models, Parked reads what one of them has put aside: of a stream, or where none is named of the stream
+	// of the event at position. Operated returns when what operators asked for up to position is done, or begun where that takes long.
+	Projections []string
+	Parked      func(ctx context.Context, projection string, position int64, stream string) (ParkedStream, error)
+	Operated    func(ctx context.Context, position int64) error
+	Webhook     bool // there is one, which a policy calls
+	Wheels      wheelstore.Store
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
 	// IndexURL is the refinery's own index, as workers reach it; it may hold a password that lasts as long as a job.
@@ -97,10 +106,10 @@ func workerActor(ctx context.Context, worker string) string {
 }
 
 // digest tells requests apart that have the same id: it covers what the request means, not how it is written.
-func digest(ctx context.Context, c commands.Command) (string, error) {
-	data, err := json.Marshal(c)
+func digest(ctx context.Context, name string, meaning any) (string, error) {
+	data, err := json.Marshal(meaning)
 	if err != nil {
-		return "", fmt.Errorf("encode %s: %w", c.Name(), err)
+		return "", fmt.Errorf("encode %s: %w", name, err)
 	}
 	r := api.RequestFrom(ctx)
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s\n%s", r.Method, r.Path, data))
@@ -153,9 +162,11 @@ func (p *pending) answer() api.Answer {
 
 // outcome sends c and waits for its outcome. The error is a *pending, or the refusal.
 func (s *Server) outcome(ctx context.Context, m commands.Meta, c commands.Command, async bool) (eventlog.Outcome, error) {
-	var err error
-	if m.Digest, err = digest(ctx, c); err != nil {
-		return eventlog.Outcome{}, err
+	if m.Digest == "" {
+		var err error
+		if m.Digest, err = digest(ctx, c.Name(), c); err != nil {
+			return eventlog.Outcome{}, err
+		}
 	}
 	api.RequestFrom(ctx).Note("command", m.ID, "stream", c.Stream())
 	wait, forget := s.Await(m.ID)

@@ -25,16 +25,18 @@ type Jobs interface {
 	Next(ctx context.Context, w Worker, wait time.Duration) (*Candidate, error)
 	// Done says that c was leased, and the read models know it, or that it cannot be.
 	Done(c *Candidate)
+	// Wake has all who wait in Next look again at once, and says how many they are.
+	Wake() int
 }
 
 // Worker is who asks for a job.
 type Worker struct {
 	ID, PythonTag, PlatformTag string
 	PythonVersion              string // such as 3.11.7
-	Plans, Builds              bool   // the kinds of jobs that it takes
+	Plans, Builds, Smokes      bool   // the kinds of jobs that it takes
 }
 
-// Candidate is a job that waits: a build, or the planning of a run.
+// Candidate is a job that waits: a build, the planning of a run, or a proof.
 type Candidate struct {
 	Run      uuid.UUID // of a plan, or the one that asked for a build last
 	Attempts int       // so far
@@ -46,6 +48,8 @@ type Candidate struct {
 	Class       string // of its last failure
 
 	Submitted events.RunSubmitted // of a plan
+
+	Smoke uuid.UUID // not zero: a proof that workers work
 }
 
 // Lease names a lease: the stream of a build or a run, and the attempt.
@@ -65,7 +69,7 @@ func (s *Server) Lease(ctx context.Context, r api.LeaseRequestObject) (api.Lease
 	}
 	w := Worker{ID: b.Worker, PythonTag: b.PythonTag, PlatformTag: b.PlatformTag, PythonVersion: b.PythonVersion}
 	for _, k := range b.Kinds {
-		w.Plans, w.Builds = w.Plans || k == api.JobKindPlan, w.Builds || k == api.JobKindBuild
+		w.Plans, w.Builds, w.Smokes = w.Plans || k == api.JobKindPlan, w.Builds || k == api.JobKindBuild, w.Smokes || k == api.JobKindSmoke
 	}
 	if len(b.Kinds) == 0 {
 		w.Plans, w.Builds = true, true
@@ -105,8 +109,14 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 	var cmd commands.Command
 	var release func(attempt int) commands.Command
 	const gone = "the worker went away while the lease was made"
-	if c.Build != nil {
-		job.Kind, job.Build, job.Constraints, job.FailedBefore = api.JobKindBuild, named(*c.Build), c.Constraints, api.Class(c.Class)
+	switch {
+	case c.Smoke != uuid.Nil:
+		job.Kind, job.SmokeID = api.JobKindSmoke, c.Smoke
+		cmd = commands.LeaseSmoke{Smoke: c.Smoke, Worker: w.ID}
+		release = func(int) commands.Command { return commands.ExpireSmoke{Smoke: c.Smoke} }
+	case c.Build != nil:
+		job.Kind, job.Build, job.Constraints = api.JobKindBuild, named(*c.Build), c.Constraints
+		job.FailedBefore = api.Class(c.Class)
 		if c.Sdist != nil {
 			job.Sdist = api.File{Filename: c.Sdist.Filename, URL: c.Sdist.URL, SHA256: c.Sdist.SHA256, Size: c.Sdist.Size}
 		}
@@ -117,7 +127,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 		release = func(attempt int) commands.Command {
 			return commands.ReleaseBuild{Build: *c.Build, Attempt: attempt, Worker: w.ID, Reason: gone}
 		}
-	} else {
+	default:
 		run := c.Submitted
 		job.Kind, job.Requirements, job.ConstraintsText = api.JobKindPlan, run.Requirements, run.Constraints
 		job.Python, job.Platform, job.Names = run.Python, run.Platform, run.Names

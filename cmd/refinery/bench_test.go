@@ -28,7 +28,7 @@ func startBench(b *testing.B) *plane {
 	dir := b.TempDir()
 	logger := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	p, err := startPlane(b.Context(), controlSettings{
-		PostgresDSN: pgtest.DurableDSN(b), QueueBackend: "file", HTTPAddr: freeAddr(b), UIAddr: "", MaxAttempts: 3,
+		PostgresDSN: pgtest.DurableDSN(b), QueueBackend: "file", HTTPAddr: freeAddr(b), UIAddr: "", MaxAttempts: 3, KeepOutcomes: time.Hour,
 	}, dir, logger)
 	if err != nil {
 		b.Fatal(err)

@@ -23,18 +23,20 @@ type settings struct {
 // controlSettings are those of the control plane.
 type controlSettings struct {
 	settings
-	PostgresDSN      string `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
-	QueueBackend     string `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
-	RedisURL         string `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
-	KafkaBrokers     string `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
-	WorkerToken      string `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
-	ReadToken        string `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`
-	TokensFile       string `env:"TOKENS_FILE" placeholder:"FILE" help:"Further tokens with names and scopes, a line each, as refinery token new prints it. Read again when it changes."`
-	WorkerWebhookURL string `env:"WORKER_WEBHOOK_URL" placeholder:"URL" help:"Address that wakes remote workers (not in this version; workers poll)."`
-	HTTPAddr         string `env:"HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the index listen."`
-	UIAddr           string `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
-	MaxAttempts      int    `env:"MAX_ATTEMPTS" default:"3" help:"Attempts of a build that may fail, where hints bring recipes that may mend it. 1: none is tried again."`
-	PublicURL        string `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
+	PostgresDSN           string        `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
+	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
+	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
+	KafkaBrokers          string        `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
+	WorkerToken           string        `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
+	ReadToken             string        `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`
+	TokensFile            string        `env:"TOKENS_FILE" placeholder:"FILE" help:"Further tokens with names and scopes, a line each, as refinery token new prints it. Read again when it changes."`
+	WorkerWebhookURL      string        `env:"WORKER_WEBHOOK_URL" placeholder:"URL" help:"Address that wakes remote workers: POST /worker/trigger posts there, with the token in X-Worker-Token."`
+	WebhookAllowLinkLocal bool          `env:"WEBHOOK_ALLOW_LINK_LOCAL" help:"Let the webhook be at a link-local address, or at one where clouds keep credentials."`
+	HTTPAddr              string        `env:"HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the index listen."`
+	UIAddr                string        `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
+	MaxAttempts           int           `env:"MAX_ATTEMPTS" default:"3" help:"Attempts of a build that may fail, where hints bring recipes that may mend it. 1: none is tried again."`
+	KeepOutcomes          time.Duration `env:"KEEP_OUTCOMES" default:"720h" help:"How long the outcomes of commands are kept, and so idempotency keys hold."`
+	PublicURL             string        `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
 }
 
 func (c controlSettings) url() string {

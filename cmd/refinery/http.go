@@ -62,6 +62,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Twins: func(ctx context.Context, twins []string) (map[string][]string, error) {
 			return projections.Twins(ctx, p.reads, twins)
 		},
+		Matching: p.matching, Projections: p.read.Names(), Parked: p.parked, Operated: p.operated, Webhook: p.WorkerWebhookURL != "",
 		Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.guard.IndexURL(p.url() + "/simple/"), Logger: p.logger,
 	})
 	read := readapi.New(readapi.Options{

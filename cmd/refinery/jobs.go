@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wheelrefinery/refinery/eventlog"
@@ -34,6 +35,8 @@ type jobs struct {
 	mu    sync.Mutex
 	held  map[string]bool // streams
 	looks map[[2]string]look
+	waits int           // how many wait in Next
+	woken chan struct{} // closed by Wake
 }
 
 // look is what was found for a worker's tags when the log was at head.
@@ -42,10 +45,11 @@ type look struct {
 	until  time.Time // when a build may be leased that was not yet; zero: nothing changes by itself
 	builds []projections.QueueRow
 	plans  []projections.PendingPlan
+	smokes []projections.SmokeRow
 }
 
 func newJobs(log *eventlog.Log, reads *pgxpool.Pool) *jobs {
-	return &jobs{log: log, reads: reads, held: map[string]bool{}, looks: map[[2]string]look{}}
+	return &jobs{log: log, reads: reads, held: map[string]bool{}, looks: map[[2]string]look{}, woken: make(chan struct{})}
 }
 
 // Next implements writeapi.Jobs.
@@ -55,7 +59,7 @@ func (j *jobs) Next(ctx context.Context, w writeapi.Worker, wait time.Duration) 
 		changed := j.log.Changed()
 		head := j.log.Head()
 		covered, cancel := context.WithTimeout(ctx, time.Second)
-		err := j.log.WaitFor(covered, head, "queue", "runs")
+		err := j.log.WaitFor(covered, head, "queue", "runs", "smokes")
 		cancel()
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			return nil, ignoreEnd(ctx, err)
@@ -68,14 +72,40 @@ func (j *jobs) Next(ctx context.Context, w writeapi.Worker, wait time.Duration) 
 		if left <= 0 {
 			return nil, nil
 		}
+		woken, done := j.waiting()
 		select {
+		case <-woken:
 		case <-changed:
 			pause(ctx, min(lookAtMost, left))
 		case <-time.After(min(lookAgain, left)):
 		case <-ctx.Done():
+			done()
 			return nil, nil
 		}
+		done()
 	}
+}
+
+// waiting counts one more who waits, until done.
+func (j *jobs) waiting() (woken <-chan struct{}, done func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.waits++
+	return j.woken, func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.waits--
+	}
+}
+
+// Wake implements writeapi.Jobs.
+func (j *jobs) Wake() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	clear(j.looks)
+	close(j.woken)
+	j.woken = make(chan struct{})
+	return j.waits
 }
 
 // ignoreEnd forgets an error that only says that ctx has ended.
@@ -102,7 +132,10 @@ func (j *jobs) Done(c *writeapi.Candidate) {
 }
 
 func streamOf(c *writeapi.Candidate) string {
-	if c.Build != nil {
+	switch {
+	case c.Smoke != uuid.Nil:
+		return events.SmokeStream(c.Smoke)
+	case c.Build != nil:
 		return c.Build.Stream()
 	}
 	return events.RunStream(c.Run)
@@ -119,6 +152,14 @@ func (j *jobs) pick(ctx context.Context, w writeapi.Worker, head int64) (*writea
 			return nil, err
 		}
 		j.looks[tags] = l
+	}
+	if w.Smokes {
+		for _, p := range l.smokes {
+			if stream := events.SmokeStream(p.ID); !j.held[stream] {
+				j.held[stream] = true
+				return &writeapi.Candidate{Smoke: p.ID}, nil
+			}
+		}
 	}
 	if w.Plans {
 		for _, p := range l.plans {
@@ -144,11 +185,15 @@ func (j *jobs) pick(ctx context.Context, w writeapi.Worker, head int64) (*writea
 
 func (j *jobs) look(ctx context.Context, w writeapi.Worker, head int64) (look, error) {
 	l := look{head: head}
-	state, err := projections.Queue(ctx, j.reads)
-	if err != nil {
+	var err error
+	if l.smokes, err = projections.PendingSmokes(ctx, j.reads, jobsAtOnce+len(j.held)); err != nil {
 		return l, err
 	}
-	if !state.Paused && state.Length > 0 {
+	state, err := projections.Queue(ctx, j.reads)
+	if err != nil || state.Paused {
+		return l, err
+	}
+	if state.Length > 0 {
 		l.builds, l.until, err = projections.Candidates(ctx, j.reads, w.PythonTag, w.PlatformTag, time.Now(), jobsAtOnce+len(j.held))
 		if err != nil {
 			return l, err

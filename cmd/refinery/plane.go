@@ -37,7 +37,7 @@ import (
 
 // Connections to Postgres: enough for the writer, each follower and loads; reads have their own.
 const (
-	writeConns = 24
+	writeConns = 28
 	readConns  = 16
 )
 
@@ -122,7 +122,9 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { return p.bus.Close() })
-	p.follow(ctx)
+	if err := p.follow(ctx); err != nil {
+		return nil, err
+	}
 	if err := p.handle(ctx); err != nil {
 		return nil, err
 	}
@@ -164,6 +166,9 @@ func (p *plane) check() error {
 	host, _, err := net.SplitHostPort(p.HTTPAddr)
 	if err != nil {
 		return fault.New(fault.Invalid, "HTTP_ADDR is not of the form host:port, such as 127.0.0.1:8080")
+	}
+	if p.KeepOutcomes < time.Hour {
+		return fault.New(fault.Invalid, "KEEP_OUTCOMES is under an hour: a client that repeats a request must still find its outcome")
 	}
 	p.guard, err = access.New(access.Config{Worker: p.WorkerToken, Read: p.ReadToken, File: p.TokensFile, Logger: p.logger})
 	if err != nil {
@@ -257,18 +262,30 @@ func (p *plane) send(ctx context.Context, messages []policies.Message) error {
 }
 
 // follow runs everything that follows the log: read models, policies, the relay.
-func (p *plane) follow(ctx context.Context) {
+func (p *plane) follow(ctx context.Context) error {
+	triggers, err := p.triggers()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.leases = policies.NewLeases(p.pool, p.send, p.logger)
 	var g errgroup.Group
 	g.Go(func() error { return p.read.Run(ctx) })
 	g.Go(func() error { return p.leases.Expire(ctx) })
-	for _, f := range []eventlog.Follower{
+	g.Go(func() error { return p.log.Prune(ctx, p.KeepOutcomes) })
+	followers := []eventlog.Follower{
 		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus), p.hints(),
-	} {
+		policies.Bulk(p.send, p.log.Outcomes), p.read.Operators(),
+	}
+	if triggers != nil {
+		followers = append(followers, triggers.Follower())
+		g.Go(func() error { return triggers.Run(ctx) })
+	}
+	for _, f := range followers {
 		g.Go(func() error { return p.log.Run(ctx, f) })
 	}
 	p.watch("following the log", cancel, g.Wait)
+	return nil
 }
 
 // handlers is the consumer group of those who handle commands.

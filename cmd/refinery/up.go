@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/internal/access"
+	"github.com/wheelrefinery/refinery/internal/fault"
 	"github.com/wheelrefinery/refinery/migrations"
 	"github.com/wheelrefinery/refinery/worker"
 )
@@ -169,6 +174,8 @@ type workerCmd struct {
 	URL   string `env:"REFINERY_URL" default:"http://127.0.0.1:8080" help:"The control plane."`
 	Token string `name:"worker-token" env:"WORKER_TOKEN" help:"Token for the control plane. No build sees it."`
 	ID    string `env:"WORKER_ID" help:"Name of this worker. Default: the host's name and something random, kept in the data folder."`
+
+	WebhookAddr string `env:"WORKER_WEBHOOK_ADDR" placeholder:"HOST:PORT" help:"Where a control plane's webhook wakes this worker (its WORKER_WEBHOOK_URL); it must send the worker's token. Default: nowhere."`
 }
 
 // Run works until Ctrl-C, then hands back what is leased.
@@ -184,7 +191,33 @@ func (c *workerCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	return w.Run(ctx)
+	if c.WebhookAddr == "" {
+		return w.Run(ctx)
+	}
+	host, _, err := net.SplitHostPort(c.WebhookAddr)
+	if err != nil {
+		return fault.New(fault.Invalid, "WORKER_WEBHOOK_ADDR is not of the form host:port, such as 127.0.0.1:8090")
+	}
+	if ip := net.ParseIP(host); c.Token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fault.New(fault.Invalid, "a webhook that others reach needs a token: set WORKER_TOKEN")
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.WebhookAddr)
+	if err != nil {
+		return fault.New(fault.Invalid, "cannot listen on %s (%w): set WORKER_WEBHOOK_ADDR to another address", c.WebhookAddr, err)
+	}
+	server := &http.Server{Handler: w.Webhook(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer server.Close()
+		return w.Run(ctx)
+	})
+	g.Go(func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve the webhook: %w", err)
+		}
+		return nil
+	})
+	return g.Wait()
 }
 
 // migrateCmd brings the database up to date.

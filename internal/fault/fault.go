@@ -21,6 +21,7 @@ const (
 	TooLarge     Code = "too_large"    // over a limit
 	Unavailable  Code = "unavailable"  // a part is down; trying again may help
 	Timeout      Code = "timeout"      // what was waited for did not happen in time
+	Upstream     Code = "upstream"     // another server, which was asked on somebody's behalf, failed
 	Internal     Code = "internal"     // a defect
 )
 

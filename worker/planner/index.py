@@ -149,12 +149,14 @@ class Index:
             raise self._fault(url, error) from error
         return [dict(file, url=urllib.parse.urljoin(url, file["url"])) for file in files]
 
-    def wheel(self, project, version, ranks, python):
-        """The wheel of that version that fits best, as an events.File; None where none fits. ranks: tag → place, best first."""
+    def wheel(self, project, version, ranks, python, yanked=False):
+        """The wheel of that version that fits best, as an events.File; None where none fits. ranks: tag → place, best first. Of the
+        refinery's own, a yanked one is taken only with yanked, where there is no other (PEP 592)."""
         best = None
         for file in self.files(project):
             name = file["filename"]
-            if not name.endswith(".whl") or (file.get("yanked") and self.own):
+            withdrawn = self.own and file.get("yanked", False) is not False
+            if not name.endswith(".whl") or (withdrawn and not yanked):
                 continue
             try:
                 found, v, build, tags = parse_wheel_filename(name)
@@ -163,7 +165,7 @@ class Index:
             fitting = [ranks[tag] for tag in tags if tag in ranks]
             if canonicalize_name(found) != project or v != version or not fitting or not _runs(file, python):
                 continue
-            key = (min(fitting), tuple(-n if isinstance(n, int) else 0 for n in build))
+            key = (withdrawn, min(fitting), tuple(-n if isinstance(n, int) else 0 for n in build))
             if _sha256(file) and (best is None or key < best[0]):
                 best = (key, file)
         return _file(best[1]) if best else None

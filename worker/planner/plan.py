@@ -60,7 +60,7 @@ class Planner:
         self.job, self.shop = job, shop
         self.mode, self.names = job["build_mode"], {canonicalize_name(n) for n in job.get("names") or []}
         self.python_tag, self.platform_tag = tags()
-        self.nodes, self.edges, self.warnings, self.hashes = {}, [], [], {}
+        self.nodes, self.edges, self.warnings, self.hashes, self.pinned = {}, [], [], {}, set()
 
     def plan(self):
         self._fits()
@@ -70,6 +70,7 @@ class Planner:
             raise Fault("resolve", "the requirements name no package")
         for requirement, hashes in wanted.values():
             self.hashes.setdefault(canonicalize_name(requirement.name), set()).update(hashes)
+        self.pinned = {canonicalize_name(r.name) for r, _ in [*wanted.values(), *limits.values()] if _exact(r)}
         pins = self.shop.compile(_text(wanted), _text(limits), box="resolve", upgrade=self.job.get("strategy") == "upgrade")
         self._say(f"{len(pins)} packages")
         if missing := self.names - {pin.name for pin in pins} if self.mode == "names" else set():
@@ -124,7 +125,7 @@ class Planner:
         node = {
             "name": name, "version": version, "python_tag": self.python_tag, "platform_tag": self.platform_tag, "root": root,
         }  # fmt: skip
-        own = shop.own and shop.own.wheel(name, v, shop.ranks, shop.python_version)
+        own = shop.own and shop.own.wheel(name, v, shop.ranks, shop.python_version, yanked=name in self.pinned)
         if own:
             return {**node, "action": "reuse", "reason": "own-wheel", "wheel": own, "own": True}, [], ""
         published = shop.upstream.wheel(name, v, shop.ranks, shop.python_version)
@@ -138,7 +139,8 @@ class Planner:
         allowed = self.hashes.get(name) if root else None
         if allowed and sdist["sha256"] not in allowed:
             raise Fault("resolve", f"{name} {version}: none of its --hash values is that of {sdist['filename']} ({sdist['sha256']})")
-        node.update(action="build", reason=asked or "no-wheel", sdist=sdist, fallback=published)
+        yanked = shop.own and shop.own.wheel(name, v, shop.ranks, shop.python_version, yanked=True)
+        node.update(action="build", reason="yanked" if yanked else asked or "no-wheel", sdist=sdist, fallback=published)
         if said := shop.upstream.requires_python(name, sdist["filename"]):
             node["requires_python"] = said
         pins, warning = self._constraints(node)
@@ -202,6 +204,11 @@ class Planner:
 
     def _say(self, text):
         print(text, file=sys.stderr, flush=True)
+
+
+def _exact(requirement):
+    """A pin of one version lets a yanked file in (PEP 592)."""
+    return any(s.operator == "===" or (s.operator == "==" and not s.version.endswith(".*")) for s in requirement.specifier)
 
 
 def _text(found):

@@ -67,9 +67,10 @@ class Workshop:
             file.write(text)
         return path
 
-    def uv(self, args, box=None, timeout=300, result=None, **env):
-        """Runs uv, here or in a box. Answers code, output and the content of the box's file `result`."""
-        env = {**self.environment, **env}
+    def uv(self, args, box=None, timeout=300, result=None, own=True):
+        """Runs uv, here or in a box, with the refinery's own index or without. Answers code, output and the content of the box's file
+        `result`."""
+        env = {name: value for name, value in self.environment.items() if own or name != "UV_INDEX"}
         argv = [self._uv, *args]
         if box:
             env["UV_CACHE_DIR"] = "{box}/uv"
@@ -99,6 +100,9 @@ class Workshop:
         if not box:
             args += ["--only-binary", ":all:"]
         code, output, text = self.uv(args, box, result=number if box else None)
+        if code and self.own and "yanked" in output:
+            # For uv, a version that the first index has yanked is yanked, whatever the others have.
+            code, output, text = self.uv(args, box, result=number if box else None, own=False)
         if code:
             raise self.why(output)
         if not box:
@@ -153,13 +157,24 @@ class Workshop:
     def install(self, pins):
         path = self._path("env")
         code, output, _ = self.uv(["venv", "--quiet", "--python", self._python, path])
-        if code == 0 and pins:
-            listed = self._write("pins.txt", "\n".join(pins))
-            args = ["pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--index-strategy", "unsafe-first-match"]
-            code, output, _ = self.uv([*args, "--python", path + "/bin/python", "--requirements", listed], timeout=600)
+        args = ["pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--index-strategy", "unsafe-first-match"]
+        for own in (True, False):
+            part = [pin for pin in pins if self._withdrawn(pin) is not own]
+            if code == 0 and part:
+                listed = self._write("pins.txt", "\n".join(part))
+                code, output, _ = self.uv([*args, "--python", path + "/bin/python", "--requirements", listed], timeout=600, own=own)
         if code:
             raise self.why(output)
         return Env(path, pins)
+
+    def _withdrawn(self, pin):
+        """Of that version, the refinery has nothing but yanked wheels, which a pin of our own would let in."""
+        name, _, version = pin.partition("==")
+        try:
+            asked = (canonicalize_name(name), Version(version), self.ranks, self.python_version)
+        except InvalidVersion:
+            return False
+        return bool(self.own and not self.own.wheel(*asked) and self.own.wheel(*asked, yanked=True))
 
     def _hook(self, box, command, *args, python_path=""):
         result = os.path.basename(self._path(command + ".json"))
