@@ -227,7 +227,8 @@ func TestOutlivesRestart(t *testing.T) {
 	p.mu.Unlock()
 	p.add(w, "steady", "1.0")
 	r := p.ended("steady", 30*time.Second)
-	if r.Status != api.ResultStatusBuilt || len(p.results) != 1 || since.IsZero() {
+	results := slices.DeleteFunc(slices.Clone(p.results), func(r api.ResultReport) bool { return r.Build.Name != "steady" }) // others' jobs are handed back here
+	if r.Status != api.ResultStatusBuilt || len(results) != 1 || since.IsZero() {
 		t.Errorf("%+v", p.results)
 	}
 	for n := range 20 {

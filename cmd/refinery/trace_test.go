@@ -118,7 +118,7 @@ func TestTraceIsOff(t *testing.T) {
 		t.Error("traces are made for nobody")
 	}
 	t.Setenv("OTEL_TRACES_EXPORTER", "zipkin")
-	_, err := startPlane(context.Background(), controlSettings{HTTPAddr: freeAddr(t), QueueBackend: "file", MaxAttempts: 3}, t.TempDir(), slog.New(slog.DiscardHandler))
+	_, err := startPlane(context.Background(), controlSettings{HTTPAddr: freeAddr(t), QueueBackend: "file", MaxAttempts: 3, KeepOutcomes: time.Hour}, t.TempDir(), slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "OTEL_TRACES_EXPORTER") {
 		t.Errorf("an exporter that is not known: %v", err)
 	}

@@ -45,7 +45,7 @@ func startTest(t *testing.T, c controlSettings) (*plane, *safeBuffer) {
 	if c.PostgresDSN == "" {
 		c.PostgresDSN = pgtest.DSN(t)
 	}
-	c.QueueBackend, c.HTTPAddr, c.LogLevel, c.MaxAttempts = "file", freeAddr(t), "debug", 3
+	c.QueueBackend, c.HTTPAddr, c.LogLevel, c.MaxAttempts, c.KeepOutcomes = "file", freeAddr(t), "debug", 3, time.Hour
 	p, err := startPlane(t.Context(), c, t.TempDir(), c.logger(log, c.WorkerToken, c.ReadToken))
 	if err != nil {
 		t.Fatal(err)
