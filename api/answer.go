@@ -4,7 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 )
+
+// Encoded is a body that is JSON already. With Content-Encoding in the header, it is compressed as well.
+type Encoded []byte
 
 // Answer is a response that fits every operation of the strict server: for those whose status or headers are only known while they run.
 // The body is sent as JSON, a Problem as such, a string as plain text; nil means none.
@@ -20,6 +24,8 @@ func (a Answer) write(w http.ResponseWriter) error {
 	switch b := a.Body.(type) {
 	case nil:
 		contentType = ""
+	case Encoded:
+		body = b
 	case string:
 		body, contentType = []byte(b), "text/plain; charset=utf-8"
 	default:
@@ -38,6 +44,7 @@ func (a Answer) write(w http.ResponseWriter) error {
 	}
 	if contentType != "" {
 		h.Set("Content-Type", contentType)
+		h.Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	w.WriteHeader(a.Status)
 	_, err := w.Write(body)

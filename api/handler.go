@@ -1,6 +1,7 @@
 package api
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -11,10 +12,12 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
+	"github.com/klauspost/compress/gzhttp"
 
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
@@ -26,6 +29,8 @@ type Options struct {
 	// Loopback says that only this machine can connect. Requests must then name it by address or as localhost, so that no web page
 	// reaches the API through a name of its own that resolves to it (DNS rebinding).
 	Loopback bool
+	// Position is the last position that every read model is known to cover. Answers that know theirs say that instead.
+	Position func() int64
 }
 
 // New makes the handler of the whole contract: server answers the operations tagged read and write, index those tagged index.
@@ -33,6 +38,12 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 	contract, err := newContract()
 	if err != nil {
 		return nil, err
+	}
+	compress, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed), gzhttp.ContentTypes([]string{
+		"application/json", "application/yaml", "application/vnd.pypi.simple.v1+json", "application/vnd.pypi.simple.v1+html", "text/html", "text/plain",
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("compress answers: %w", err)
 	}
 	router := mux.NewRouter().SkipClean(true)
 	HandlerWithOptions(NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
@@ -47,7 +58,7 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 		},
 	})
 	return &handler{
-		options: o, contract: contract, generated: router, index: index,
+		options: o, contract: contract, generated: compress(router), index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
 		origin: http.NewCrossOriginProtection(), token: sha256.Sum256([]byte(o.Token)),
 	}, nil
 }
@@ -57,6 +68,8 @@ type handler struct {
 	contract  *contract
 	generated http.Handler
 	index     http.Handler
+	simple    http.Handler // the pages of index, not its files
+	document  http.Handler
 	origin    *http.CrossOriginProtection
 	token     [sha256.Size]byte
 }
@@ -68,6 +81,9 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &writer{ResponseWriter: rw}
 	w.Header().Set("X-Request-Id", info.ID)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if h.options.Position != nil {
+		w.Header().Set("Refinery-Position", strconv.FormatInt(h.options.Position(), 10))
+	}
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {
@@ -104,8 +120,10 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch {
 	case route.Path == "/openapi.yaml":
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(OpenAPI)
+		h.document.ServeHTTP(w, r)
+		return nil
+	case strings.HasPrefix(route.Path, "/simple/"):
+		h.simple.ServeHTTP(w, r)
 		return nil
 	case h.contract.operations[route.Operation].index:
 		h.index.ServeHTTP(w, r)
@@ -121,6 +139,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	h.generated.ServeHTTP(w, r)
 	return nil
+}
+
+func document(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(OpenAPI) // fails when the client has gone
 }
 
 func safe(method string) bool {

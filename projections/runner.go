@@ -358,6 +358,7 @@ func (r *Runner) swap(ctx context.Context, p projection) error {
 		return nil
 	})
 	if err == nil {
+		r.log.Touch(p.name)
 		r.logger.Info("a read model was rebuilt", "projection", p.name)
 	}
 	return err

@@ -16,7 +16,7 @@ var buildList = list[projections.BuildRow]{
 // ListBuilds answers GET /builds. A build that changes while a client pages moves before the first page.
 func (s *Server) ListBuilds(ctx context.Context, request api.ListBuildsRequestObject) (api.ListBuildsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds"}}, func() (any, error) {
 		var w where
 		w.project("name", p.Package)
 		w.version(p.Version)
@@ -32,7 +32,7 @@ const noBuild = "There is no build of this name, version and tags. /builds lists
 // GetBuild answers GET /builds/{name}/{version}/{python_tag}/{platform_tag}.
 func (s *Server) GetBuild(ctx context.Context, request api.GetBuildRequestObject) (api.GetBuildResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds"}}, func() (any, error) {
 		streams := convert(versions(request.Version), func(version string) string {
 			return events.BuildID{
 				Name: events.NormalizeName(request.Name), Version: version, PythonTag: request.PythonTag, PlatformTag: request.PlatformTag,

@@ -74,8 +74,11 @@ func start(t testing.TB) *fixture {
 		}
 	})
 	f.options = &readapi.Options{
-		Pool: f.reads, Wait: f.runner.Wait,
-		Position: func() int64 { return f.log.Covered(f.runner.Names()...) },
+		Pool: f.reads,
+		Wait: func(ctx context.Context, position int64, models ...string) error {
+			return f.log.WaitFor(ctx, position, f.models(models)...)
+		},
+		Covered: func(models ...string) (int64, uint64) { return f.log.Covered(f.models(models)...) },
 		Outcomes: func(ctx context.Context, id uuid.UUID) (eventlog.Outcome, bool, error) {
 			all, err := f.log.Outcomes(ctx, id)
 			o, ok := all[id]
@@ -89,6 +92,13 @@ func start(t testing.TB) *fixture {
 	}
 	f.serve()
 	return f
+}
+
+func (f *fixture) models(named []string) []string {
+	if len(named) == 0 {
+		return f.runner.Names()
+	}
+	return named
 }
 
 const base = "http://refinery.test"
@@ -112,6 +122,18 @@ func (f *fixture) serve() {
 // add appends events and waits until the read models show them.
 func (f *fixture) add(stream string, es ...events.Event) int64 {
 	f.t.Helper()
+	last := f.append(stream, es...)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
+	defer cancel()
+	if err := f.runner.Wait(ctx, last); err != nil {
+		f.t.Fatal(err)
+	}
+	return last
+}
+
+// append appends events and returns the position of the last.
+func (f *fixture) append(stream string, es ...events.Event) int64 {
+	f.t.Helper()
 	results, err := f.log.Append(f.t.Context(), eventlog.Entry{
 		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Actor: "tester", Status: eventlog.Applied},
 		Expected: f.versions[stream], Events: es,
@@ -120,11 +142,6 @@ func (f *fixture) add(stream string, es ...events.Event) int64 {
 		f.t.Fatal(err, results)
 	}
 	f.versions[stream] += int64(len(es))
-	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
-	defer cancel()
-	if err := f.runner.Wait(ctx, results[0].Outcome.Last); err != nil {
-		f.t.Fatal(err)
-	}
 	return results[0].Outcome.Last
 }
 

@@ -15,7 +15,7 @@ var historyList = list[projections.HistoryRow]{
 // ListHistory answers GET /history.
 func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequestObject) (api.ListHistoryResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"history"}}, func() (any, error) {
 		var w where
 		w.project("name", p.Package)
 		w.version(p.Version)
@@ -37,7 +37,7 @@ func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequest
 // ListRecent answers GET /recent: one page, without a next.
 func (s *Server) ListRecent(ctx context.Context, request api.ListRecentRequestObject) (api.ListRecentResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"history"}}, func() (any, error) {
 		var w where
 		w.project("name", p.Package)
 		oneOf(&w, "status", p.Status)

@@ -17,7 +17,7 @@ type buildStatus struct {
 // GetPlan answers GET /plan.
 func (s *Server) GetPlan(ctx context.Context, request api.GetPlanRequestObject) (api.GetPlanResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds", "plans"}}, func() (any, error) {
 		var w where
 		equal(&w, "run_id", p.RunID)
 		rows, err := projections.Query[projections.PlanRow](ctx, s.o.Pool, "from plans.plans"+w.String()+" order by position desc limit 1", w.args...)

@@ -41,13 +41,16 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 		return nil, err
 	}
 	ip := net.ParseIP(host)
+	covered := func(models ...string) (int64, uint64) { return p.log.Covered(p.models(models)...) }
 	return api.New(api.Options{
-		Logger: p.logger, Token: p.WorkerToken,
+		Logger: p.logger, Token: p.WorkerToken, Position: func() int64 { position, _ := covered(); return position },
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{
 		readapi.New(readapi.Options{
-			Pool: p.reads, Outcomes: p.outcome, Wait: p.read.Wait, Ready: p.ready, Config: p.config(),
-			Position: func() int64 { return p.log.Covered(p.read.Names()...) },
+			Pool: p.reads, Outcomes: p.outcome, Ready: p.ready, Config: p.config(), Covered: covered,
+			Wait: func(ctx context.Context, position int64, models ...string) error {
+				return p.log.WaitFor(ctx, position, p.models(models)...)
+			},
 		}),
 		writeapi.New(writeapi.Options{
 			Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
@@ -73,6 +76,14 @@ func (p *plane) await(id uuid.UUID) (wait func(context.Context) (eventlog.Outcom
 		}
 		return o, err
 	}, forget
+}
+
+// models is the read models that are named, all where none is.
+func (p *plane) models(named []string) []string {
+	if len(named) == 0 {
+		return p.read.Names()
+	}
+	return named
 }
 
 func (p *plane) covering() []string { return append(p.read.Names(), policies.LeasesName) }
