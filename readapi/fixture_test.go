@@ -74,7 +74,7 @@ func start(t testing.TB) *fixture {
 		}
 	})
 	f.options = &readapi.Options{
-		Pool: f.reads,
+		Pool: f.reads, Status: f.runner.Status,
 		Wait: func(ctx context.Context, position int64, models ...string) error {
 			return f.log.WaitFor(ctx, position, f.models(models)...)
 		},
@@ -172,6 +172,14 @@ func (f *fixture) get(path string, header ...string) (int, http.Header, any) {
 		f.t.Fatalf("%s: %v\n%s", path, err, body)
 	}
 	return resp.StatusCode, resp.Header, v
+}
+
+// raw answers with the status and the body as they are, whatever the contract says of them.
+func (f *fixture) raw(path string) (int, string) {
+	f.t.Helper()
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, httptest.NewRequestWithContext(f.t.Context(), http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
 }
 
 func (f *fixture) expect(path string, status int) any {

@@ -2,6 +2,8 @@ package readapi
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/projections"
@@ -23,15 +25,27 @@ func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequest
 		equal(&w, "run_id", p.RunID)
 		equal(&w, "python_tag", p.PythonTag)
 		equal(&w, "platform_tag", p.PlatformTag)
-		if p.From != nil {
-			w.and("time >= %s", *p.From)
-		}
-		if p.To != nil {
-			w.and("time < %s", *p.To)
+		if err := w.during(p.From, p.To); err != nil {
+			return nil, err
 		}
 		rows, next, err := historyList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
 		return page{api.HistoryList{Items: convert(rows, historyEntry), Next: next}, next}, err
 	})
+}
+
+// during adds the condition of a span of time. Positions in order have times in order, so it is one of positions, and the order stays.
+func (w *where) during(from, to *time.Time) error {
+	if from != nil && to != nil && to.Before(*from) {
+		return invalid("to", "must not be before from")
+	}
+	const bound = `position %s coalesce((select position from history.entries where time >= %%s order by time, position limit 1), 9223372036854775807)`
+	if from != nil {
+		w.and(fmt.Sprintf(bound, ">="), *from)
+	}
+	if to != nil {
+		w.and(fmt.Sprintf(bound, "<"), *to)
+	}
+	return nil
 }
 
 // ListRecent answers GET /recent: one page, without a next.

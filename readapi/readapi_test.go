@@ -19,7 +19,7 @@ import (
 
 func TestEmpty(t *testing.T) {
 	f := start(t)
-	for _, path := range []string{"/runs", "/history", "/recent", "/builds", "/queue", "/artifacts"} {
+	for _, path := range []string{"/runs", "/history", "/recent", "/builds", "/queue", "/artifacts", "/plans", "/packages", "/workers", "/stats/failures", "/stats/slowest"} {
 		body := f.expect(path, http.StatusOK)
 		f.same([]any{}, pick(body, "items"))
 		f.same(nil, pick(body, "next"))

@@ -22,6 +22,7 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/projections"
 )
 
 // Options is what the wiring hands in. All but URL must be set.
@@ -34,6 +35,8 @@ type Options struct {
 	// Covered is the last position that the named read models, all where none is named, are known to cover, never more, and a version
 	// that changes whenever their tables may have changed. It is asked at every read and must be cheap.
 	Covered func(models ...string) (position int64, version uint64)
+	// Status says how each read model stands.
+	Status func(ctx context.Context) ([]projections.Status, error)
 	// Ready says how each part stands.
 	Ready  func(ctx context.Context) []api.Part
 	Config api.Config // without credentials

@@ -47,7 +47,7 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{
 		readapi.New(readapi.Options{
-			Pool: p.reads, Outcomes: p.outcome, Ready: p.ready, Config: p.config(), Covered: covered,
+			Pool: p.reads, Outcomes: p.outcome, Ready: p.ready, Config: p.config(), Covered: covered, Status: p.read.Status,
 			Wait: func(ctx context.Context, position int64, models ...string) error {
 				return p.log.WaitFor(ctx, position, p.models(models)...)
 			},

@@ -1,0 +1,158 @@
+package readapi
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/wheelrefinery/refinery/api"
+	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/projections"
+)
+
+const (
+	mostWindow     = 31 * 24 * time.Hour
+	defaultSlowest = 20 // the contract's
+)
+
+// window is the hour that the statistics begin with, checked.
+func window(since *api.Window) (time.Time, error) {
+	now := time.Now().UTC()
+	if since == nil {
+		return now.Add(-defaultWindow).Truncate(time.Hour), nil
+	}
+	if now.Sub(*since) > mostWindow || since.After(now.Add(time.Hour)) {
+		return time.Time{}, invalid("since", "must be within the last 31 days")
+	}
+	return since.UTC().Truncate(time.Hour), nil
+}
+
+func hour(t time.Time) int64 { return t.Unix() / 3600 }
+
+// GetFailureStats answers GET /stats/failures.
+func (s *Server) GetFailureStats(ctx context.Context, request api.GetFailureStatsRequestObject) (api.GetFailureStatsResponseObject, error) {
+	p := request.Params
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary"}, aged: true}, func() (any, error) {
+		since, err := window(p.Since)
+		if err != nil {
+			return nil, err
+		}
+		var w where
+		w.and("hour >= %s", hour(since))
+		equal(&w, "class", (*string)(p.Class))
+		rows, err := projections.Query[projections.FailureHour](ctx, s.o.Pool, "from summary.failures"+w.String(), w.args...)
+		if err != nil {
+			return nil, err
+		}
+		n := defaultLimit
+		if p.Limit != nil {
+			n = *p.Limit
+		}
+		classes, items := sumFailures(rows)
+		return api.FailureStats{Since: since, Classes: classes, Items: items[:min(n, len(items))]}, nil
+	})
+}
+
+// sumFailures adds up the hours, and puts the most frequent first.
+func sumFailures(rows []projections.FailureHour) ([]api.ClassCount, []api.FailureCount) {
+	type key struct{ class, reason string }
+	classes, reasons := map[string]int{}, map[key]projections.FailureReason{}
+	for _, row := range rows {
+		classes[row.Class] += row.Count
+		for _, r := range row.Reasons {
+			sum := reasons[key{row.Class, r.Reason}]
+			r.Count += sum.Count
+			if sum.Position > r.Position {
+				r.Position, r.Time, r.Build = sum.Position, sum.Time, sum.Build
+			}
+			reasons[key{row.Class, r.Reason}] = r
+		}
+	}
+	byClass := make([]api.ClassCount, 0, len(classes))
+	for class, n := range classes {
+		byClass = append(byClass, api.ClassCount{Class: api.Class(class), Count: int64(n)})
+	}
+	items := make([]api.FailureCount, 0, len(reasons))
+	for k, r := range reasons {
+		id, _ := events.ParseBuild(r.Build) // the read model has parsed it
+		items = append(items, api.FailureCount{
+			Class: api.Class(k.class), Reason: r.Reason, Count: int64(r.Count), LastAt: r.Time,
+			LastBuild: api.BuildID{Name: id.Name, Version: id.Version, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag},
+		})
+	}
+	slices.SortFunc(byClass, func(a, b api.ClassCount) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Class, b.Class))
+	})
+	slices.SortFunc(items, func(a, b api.FailureCount) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Reason, b.Reason))
+	})
+	return byClass, items
+}
+
+// GetSlowestStats answers GET /stats/slowest.
+func (s *Server) GetSlowestStats(ctx context.Context, request api.GetSlowestStatsRequestObject) (api.GetSlowestStatsResponseObject, error) {
+	p := request.Params
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary"}, aged: true}, func() (any, error) {
+		since, err := window(p.Since)
+		if err != nil {
+			return nil, err
+		}
+		n := defaultSlowest
+		if p.Limit != nil {
+			n = *p.Limit
+		}
+		rows, err := projections.Query[projections.SlowBuild](ctx, s.o.Pool,
+			"from summary.slow where hour >= $1 order by duration_ms desc, position desc limit $2", hour(since), n)
+		return api.SlowestStats{Since: since, Items: convert(rows, func(r projections.SlowBuild) api.SlowBuild {
+			return api.SlowBuild{
+				Position: r.Position, Time: r.Time, Name: r.Name, Version: r.Version, PythonTag: r.PythonTag, PlatformTag: r.PlatformTag,
+				Status: api.HistoryStatus(r.Status), Attempt: r.Attempt, RunID: optional(r.Run), Worker: r.Worker, DurationMS: r.DurationMS,
+			}
+		})}, err
+	})
+}
+
+// hourCount counts what ended within an hour.
+type hourCount struct {
+	Hour   int64  `db:"hour"`
+	Status string `db:"status"`
+	Count  int64  `db:"count"`
+}
+
+// GetThroughputStats answers GET /stats/throughput.
+func (s *Server) GetThroughputStats(ctx context.Context, request api.GetThroughputStatsRequestObject) (api.GetThroughputStatsResponseObject, error) {
+	p := request.Params
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary"}, aged: true}, func() (any, error) {
+		since, err := window(p.Since)
+		if err != nil {
+			return nil, err
+		}
+		bucket := time.Hour
+		if p.Bucket != nil && *p.Bucket == api.Day {
+			bucket = 24 * time.Hour
+			since = since.Truncate(bucket)
+		}
+		rows, err := projections.Query[hourCount](ctx, s.o.Pool, "from summary.hours where hour >= $1", hour(since))
+		if err != nil {
+			return nil, err
+		}
+		ended := map[time.Time]map[string]int64{}
+		for _, r := range rows {
+			start := time.Unix(r.Hour*3600, 0).UTC().Truncate(bucket)
+			if ended[start] == nil {
+				ended[start] = map[string]int64{}
+			}
+			ended[start][r.Status] += r.Count
+		}
+		items := []api.Throughput{}
+		for start, now := since, time.Now(); !start.After(now); start = start.Add(bucket) {
+			n := ended[start]
+			items = append(items, api.Throughput{
+				Start: start, Built: n[projections.Built], Reused: n[projections.Reused], Failed: n[projections.Failed],
+				Retrying: n[projections.Retrying], Cancelled: n[projections.Cancelled], Skipped: n[projections.Skipped],
+			})
+		}
+		return api.ThroughputStats{Since: since, BucketSeconds: int(bucket / time.Second), Items: items}, nil
+	})
+}
