@@ -25,7 +25,7 @@ func (w WorkerRow) Key() string { return w.ID }
 type workerTables struct{ workers *table[string, WorkerRow] }
 
 var workers = define("workers", 1, func(m *models) *workerTables {
-	return &workerTables{newTable[string, WorkerRow](m, "workers", "(position)")}
+	return &workerTables{newTable[string, WorkerRow](m, "workers", "(position)", "(python_tag, position)", "(platform_tag, position)")}
 }, on((*workerTables).registered))
 
 func (t *workerTables) registered(e events.WorkerRegistered, m events.Recorded) {
