@@ -20,7 +20,7 @@ func (s *Server) ListArtifacts(ctx context.Context, request api.ListArtifactsReq
 		var w where
 		w.project("project", p.Package)
 		w.version(p.Version)
-		rows, next, err := artifactList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := artifactList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.ArtifactList{Items: convert(rows, s.artifact), Next: next}, next}, err
 	})
 }

@@ -22,7 +22,7 @@ func (s *Server) ListBuilds(ctx context.Context, request api.ListBuildsRequestOb
 		w.version(p.Version)
 		oneOf(&w, "status", p.Status)
 		equal(&w, "run_id", p.RunID)
-		rows, next, err := buildList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := buildList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.BuildList{Items: convert(rows, s.build), Next: next}, next}, err
 	})
 }
@@ -38,7 +38,7 @@ func (s *Server) GetBuild(ctx context.Context, request api.GetBuildRequestObject
 				Name: events.NormalizeName(request.Name), Version: version, PythonTag: request.PythonTag, PlatformTag: request.PlatformTag,
 			}.Stream()
 		})
-		rows, err := projections.Query[projections.BuildRow](ctx, s.o.Pool,
+		rows, err := projections.Query[projections.BuildRow](ctx, s.db,
 			"from builds.builds where stream = any($1::text[]) order by array_position($1::text[], stream) limit 1", streams)
 		if err != nil {
 			return nil, err

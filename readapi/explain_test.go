@@ -204,7 +204,7 @@ func (f *fixture) checkPlans(seen *tracer, path string) {
 	}
 	for _, s := range sent {
 		var text string
-		if err := f.reads.QueryRow(f.t.Context(), "explain (format json) "+s.sql, s.args...).Scan(&text); err != nil {
+		if err := f.pool.QueryRow(f.t.Context(), "explain (format json) "+s.sql, s.args...).Scan(&text); err != nil {
 			f.t.Fatalf("%s: %v: %s", path, err, s.sql)
 		}
 		var plan any

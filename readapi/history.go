@@ -28,7 +28,7 @@ func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequest
 		if err := w.during(p.From, p.To); err != nil {
 			return nil, err
 		}
-		rows, next, err := historyList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := historyList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.HistoryList{Items: convert(rows, historyEntry), Next: next}, next}, err
 	})
 }
@@ -55,7 +55,7 @@ func (s *Server) ListRecent(ctx context.Context, request api.ListRecentRequestOb
 		var w where
 		w.project("name", p.Package)
 		oneOf(&w, "status", p.Status)
-		rows, _, err := historyList.read(ctx, s.o.Pool, w, p.Limit, nil)
+		rows, _, err := historyList.read(ctx, s.db, w, p.Limit, nil)
 		return api.HistoryList{Items: convert(rows, historyEntry)}, err
 	})
 }

@@ -85,14 +85,13 @@ func (a *answers) put(key string, k *kept) {
 func (k *kept) size(key string) int { return len(k.body) + len(key) + 300 }
 
 // keep returns the answer of r, made by body unless one is kept. Those who want the same at once share one.
-func (s *Server) keep(ctx context.Context, r read, version uint64, body func() (any, error)) (*kept, error) {
-	key := api.RequestFrom(ctx).Path + "?" + query(r.params).Encode()
+func (s *Server) keep(ctx context.Context, r read, key string, version uint64, body func() (any, error)) (*kept, error) {
 	for {
 		if k := s.answers.get(key, version); k != nil {
 			return k, nil
 		}
 		made := s.flights.DoChan(fmt.Sprint(version, key), func() (any, error) {
-			k, err := s.make(ctx, r, body)
+			k, err := s.make(ctx, r, key, body)
 			if err != nil {
 				return nil, err
 			}
@@ -114,7 +113,7 @@ func (s *Server) keep(ctx context.Context, r read, version uint64, body func() (
 }
 
 // make makes an answer.
-func (s *Server) make(ctx context.Context, r read, body func() (any, error)) (k *kept, err error) {
+func (s *Server) make(ctx context.Context, r read, key string, body func() (any, error)) (k *kept, err error) {
 	defer func() { // where nobody else would
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
@@ -135,7 +134,7 @@ func (s *Server) make(ctx context.Context, r read, body func() (any, error)) (k 
 	if k.body, err = encode(b); err != nil {
 		return nil, err
 	}
-	k.etag = etag(ctx, r.params, k.body)
+	k.etag = etag(key, k.body)
 	k.gzipped = sync.OnceValue(func() []byte { return compressed(k.body) })
 	return k, nil
 }

@@ -23,7 +23,7 @@ func (s *Server) ListPackages(ctx context.Context, request api.ListPackagesReque
 	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary"}}, func() (any, error) {
 		var w where
 		w.project("name", p.Package)
-		rows, next, err := packageList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := packageList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.PackageList{Items: convert(rows, packageOf), Next: next}, next}, err
 	})
 }

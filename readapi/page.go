@@ -224,6 +224,18 @@ func (p *pipeline) run(ctx context.Context, pool *pgxpool.Pool) error {
 	return nil
 }
 
+// prepared runs queries as the pool is made for: with a plan that is kept.
+type prepared struct{ pool *pgxpool.Pool }
+
+func (p prepared) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if len(args) > 0 {
+		if _, ok := args[0].(pgx.QueryExecMode); ok {
+			args = args[1:]
+		}
+	}
+	return p.pool.Query(ctx, sql, args...)
+}
+
 // answered gives the results of a batch in the order of its queries.
 type answered struct{ results pgx.BatchResults }
 

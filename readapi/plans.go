@@ -39,7 +39,7 @@ func (s *Server) GetPlanByID(ctx context.Context, request api.GetPlanByIDRequest
 
 // plan is the newest plan that w leaves.
 func (s *Server) plan(ctx context.Context, w where, missing string) (any, error) {
-	rows, err := projections.Query[projections.PlanRow](ctx, s.o.Pool, "from plans.plans"+w.String()+" order by position desc limit 1", w.args...)
+	rows, err := projections.Query[projections.PlanRow](ctx, s.db, "from plans.plans"+w.String()+" order by position desc limit 1", w.args...)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (s *Server) plan(ctx context.Context, w where, missing string) (any, error)
 		return nil, err
 	}
 	streams := convert(row.Document.Nodes, func(n events.Node) string { return n.Build().Stream() })
-	builds, err := projections.Query[buildStatus](ctx, s.o.Pool, "from builds.builds where stream = any($1::text[])", streams)
+	builds, err := projections.Query[buildStatus](ctx, s.db, "from builds.builds where stream = any($1::text[])", streams)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (s *Server) ListPlans(ctx context.Context, request api.ListPlansRequestObje
 	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"plans"}}, func() (any, error) {
 		var w where
 		equal(&w, "run_id", p.RunID)
-		rows, next, err := planList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := planList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.PlanList{Items: convert(rows, func(r planSummary) api.PlanSummary {
 			return api.PlanSummary{
 				ID: r.ID, RunID: r.Run, PythonTag: r.PythonTag, PlatformTag: r.PlatformTag, CreatedAt: r.CreatedAt, Worker: r.Worker,

@@ -36,7 +36,7 @@ func (s *Server) ListQueue(ctx context.Context, request api.ListQueueRequestObje
 		var w where
 		equal(&w, "python_tag", p.PythonTag)
 		equal(&w, "platform_tag", p.PlatformTag)
-		rows, next, err := queueList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := queueList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		now := time.Now()
 		return page{api.QueueList{Items: convert(rows, func(r queued) api.QueueEntry {
 			return api.QueueEntry{

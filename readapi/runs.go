@@ -19,7 +19,7 @@ func (s *Server) ListRuns(ctx context.Context, request api.ListRunsRequestObject
 	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"runs"}}, func() (any, error) {
 		var w where
 		equal(&w, "state", (*string)(p.State))
-		rows, next, err := runList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := runList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.RunList{Items: convert(rows, run), Next: next}, next}, err
 	})
 }
@@ -78,7 +78,7 @@ func (s *Server) GetManifest(ctx context.Context, request api.GetManifestRequest
 		if p.RunID != nil {
 			tail, args, missing = from+"where run_id = $1", []any{*p.RunID}, "There is no manifest of this run: it has not ended, or there is no such run."
 		}
-		rows, err := projections.Query[manifestRow](ctx, s.o.Pool, tail, args...)
+		rows, err := projections.Query[manifestRow](ctx, s.db, tail, args...)
 		if err != nil {
 			return nil, err
 		}

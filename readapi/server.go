@@ -2,9 +2,9 @@ package readapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"net"
 	"net/http"
@@ -46,6 +46,7 @@ type Options struct {
 // Server implements the operations of the contract that are tagged read.
 type Server struct {
 	o       Options
+	db      prepared
 	answers answers
 	flights singleflight.Group
 	slots   sync.Map // of each kind of read: chan struct{}
@@ -55,7 +56,7 @@ type Server struct {
 // New makes a Server.
 func New(o Options) *Server {
 	o.URL = strings.TrimSuffix(o.URL, "/")
-	return &Server{o: o, atOnce: max(1, int(o.Pool.Config().MaxConns)/8)}
+	return &Server{o: o, db: prepared{o.Pool}, atOnce: max(1, int(o.Pool.Config().MaxConns)/8)}
 }
 
 const (
@@ -71,9 +72,12 @@ func Pool(ctx context.Context, dsn string, most int) (*pgxpool.Pool, error) {
 		return nil, fault.New(fault.Invalid, "POSTGRES_DSN does not parse: see the form postgres://user:password@host:port/database")
 	}
 	c.MaxConns = int32(most)
-	// A plan for each call: one that was made while the tables were empty would stay.
-	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	// Planning costs more than reading a page. Every list is read by an index in its order, so one plan serves whatever is asked for, and one
+	// that was made while the tables were empty is no other.
+	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	c.ConnConfig.StatementCacheCapacity = 100
 	for name, value := range map[string]string{
+		"enable_seqscan": "off",
 		"default_transaction_read_only": "on", "jit": "off", "application_name": "refinery-read",
 		"statement_timeout": strconv.FormatInt(statementTime.Milliseconds(), 10),
 		"lock_timeout":      strconv.FormatInt(lockTime.Milliseconds(), 10),
@@ -117,19 +121,20 @@ func (s *Server) answer(ctx context.Context, r read, body func() (any, error)) (
 		position = max(position, *r.min)
 	}
 	h := http.Header{"Refinery-Position": {strconv.FormatInt(position, 10)}, "Cache-Control": {"no-cache"}}
+	key := api.RequestFrom(ctx).Path + "?" + query(r.params).Encode()
 	var k *kept
 	var err error
 	if len(r.models) > 0 {
-		k, err = s.keep(ctx, r, version, body)
+		k, err = s.keep(ctx, r, key, version, body)
 	} else {
 		tag := ""
 		if !r.aged {
-			if tag = etag(ctx, r.params, strconv.AppendInt(nil, position, 10)); has(r.match, tag) {
+			if tag = etag(key, strconv.AppendInt(nil, position, 10)); has(r.match, tag) {
 				h.Set("ETag", tag)
 				return api.Answer{Status: http.StatusNotModified, Header: h}, nil
 			}
 		}
-		if k, err = s.make(ctx, r, body); err == nil && tag != "" {
+		if k, err = s.make(ctx, r, key, body); err == nil && tag != "" {
 			k.etag = tag
 		}
 	}
@@ -164,11 +169,11 @@ func (s *Server) wait(ctx context.Context, position int64, models []string) erro
 
 // etag names an answer by what was asked and the state: its body, or the position where it is not looked at. It is weak: a compressed body
 // has the same.
-func etag(ctx context.Context, params any, state []byte) string {
-	h := fnv.New128a()
-	_, _ = io.WriteString(h, api.RequestFrom(ctx).Path+"?"+query(params).Encode()+"\n") // never fails
+func etag(key string, state []byte) string {
+	h := sha256.New()
+	_, _ = io.WriteString(h, key+"\n") // never fails
 	_, _ = h.Write(state)
-	return fmt.Sprintf(`W/"%x"`, h.Sum(nil))
+	return fmt.Sprintf(`W/"%x"`, h.Sum(nil)[:16])
 }
 
 func has(match *api.IfNoneMatch, tag string) bool { return match != nil && matches(*match, tag) }

@@ -41,7 +41,7 @@ func (s *Server) GetFailureStats(ctx context.Context, request api.GetFailureStat
 		var w where
 		w.and("hour >= %s", hour(since))
 		equal(&w, "class", (*string)(p.Class))
-		rows, err := projections.Query[projections.FailureHour](ctx, s.o.Pool, "from summary.failures"+w.String(), w.args...)
+		rows, err := projections.Query[projections.FailureHour](ctx, s.db, "from summary.failures"+w.String(), w.args...)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (s *Server) GetSlowestStats(ctx context.Context, request api.GetSlowestStat
 		if p.Limit != nil {
 			n = *p.Limit
 		}
-		rows, err := projections.Query[projections.SlowBuild](ctx, s.o.Pool,
+		rows, err := projections.Query[projections.SlowBuild](ctx, s.db,
 			"from summary.slow where hour >= $1 order by duration_ms desc, position desc limit $2", hour(since), n)
 		return api.SlowestStats{Since: since, Items: convert(rows, func(r projections.SlowBuild) api.SlowBuild {
 			return api.SlowBuild{
@@ -133,7 +133,7 @@ func (s *Server) GetThroughputStats(ctx context.Context, request api.GetThroughp
 			bucket = 24 * time.Hour
 			since = since.Truncate(bucket)
 		}
-		rows, err := projections.Query[hourCount](ctx, s.o.Pool, "from summary.hours where hour >= $1", hour(since))
+		rows, err := projections.Query[hourCount](ctx, s.db, "from summary.hours where hour >= $1", hour(since))
 		if err != nil {
 			return nil, err
 		}

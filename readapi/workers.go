@@ -55,12 +55,12 @@ func (s *Server) ListWorkers(ctx context.Context, request api.ListWorkersRequest
 				w.and("coalesce(seen_at, '-infinity') < %s", now.Add(-lateFor))
 			}
 		}
-		rows, next, err := workerList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := workerList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		if err != nil {
 			return nil, err
 		}
 		ids := convert(rows, func(r workerSeen) string { return r.ID })
-		leases, err := projections.Query[leaseRow](ctx, s.o.Pool, "from leases where worker = any($1) order by expires_at, stream", ids)
+		leases, err := projections.Query[leaseRow](ctx, s.db, "from leases where worker = any($1) order by expires_at, stream", ids)
 		if err != nil {
 			return nil, err
 		}
