@@ -25,7 +25,7 @@ const (
 	// worthGzip is the least size that is compressed: a smaller one fits a packet anyway.
 	worthGzip = 1400
 	// slotWait is how long a read waits for others of its kind.
-	slotWait = 5 * time.Second
+	slotWait = 10 * time.Second
 )
 
 // kept is an answer as it is sent.
