@@ -107,7 +107,10 @@ const base = "http://refinery.test"
 func (f *fixture) serve() {
 	f.t.Helper()
 	var err error
-	f.handler, err = api.New(api.Options{Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil))}, struct {
+	f.handler, err = api.New(api.Options{
+		Logger:   slog.New(slog.NewTextHandler(f.t.Output(), nil)),
+		Position: func() int64 { position, _ := f.options.Covered(); return position },
+	}, struct {
 		*readapi.Server
 		writes
 	}{readapi.New(*f.options), writes{}}, http.NotFoundHandler())

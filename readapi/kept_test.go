@@ -256,3 +256,28 @@ func TestGzip(t *testing.T) {
 		t.Errorf("%d for the ETag of the compressed answer", status)
 	}
 }
+
+// Every response says which position it covers, whatever it is.
+func TestEveryResponseHasAPosition(t *testing.T) {
+	f := start(t)
+	last := f.add(id("a").Stream(), events.BuildQueued{})
+	for _, c := range []struct {
+		method, path string
+		status       int
+	}{
+		{http.MethodGet, "/history", 200}, {http.MethodHead, "/history", 200}, {http.MethodGet, "/health", 200}, {http.MethodGet, "/config", 200},
+		{http.MethodGet, "/openapi.yaml", 200}, {http.MethodGet, "/nothing", 404}, {http.MethodGet, "/plan", 404}, {http.MethodGet, "/history?limit=0", 400},
+		{http.MethodGet, "/projections", 200}, {http.MethodGet, "/workers", 200}, {http.MethodDelete, "/history", 405},
+		{http.MethodPost, "/queue/enqueue", 415}, // a write
+	} {
+		var body io.Reader
+		if c.method == http.MethodPost {
+			body = strings.NewReader("x")
+		}
+		w := httptest.NewRecorder()
+		f.handler.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), c.method, c.path, body))
+		if w.Code != c.status || w.Header().Get("Refinery-Position") != fmt.Sprint(last) {
+			t.Errorf("%s %s: %d, Refinery-Position %q, want %d", c.method, c.path, w.Code, w.Header().Get("Refinery-Position"), last)
+		}
+	}
+}
