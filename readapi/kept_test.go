@@ -265,9 +265,17 @@ func TestEveryResponseHasAPosition(t *testing.T) {
 		method, path string
 		status       int
 	}{
-		{http.MethodGet, "/history", 200}, {http.MethodHead, "/history", 200}, {http.MethodGet, "/health", 200}, {http.MethodGet, "/config", 200},
-		{http.MethodGet, "/openapi.yaml", 200}, {http.MethodGet, "/nothing", 404}, {http.MethodGet, "/plan", 404}, {http.MethodGet, "/history?limit=0", 400},
-		{http.MethodGet, "/projections", 200}, {http.MethodGet, "/workers", 200}, {http.MethodDelete, "/history", 405},
+		{http.MethodGet, "/history", 200},
+		{http.MethodHead, "/history", 200},
+		{http.MethodGet, "/health", 200},
+		{http.MethodGet, "/config", 200},
+		{http.MethodGet, "/openapi.yaml", 200},
+		{http.MethodGet, "/nothing", 404},
+		{http.MethodGet, "/plan", 404},
+		{http.MethodGet, "/history?limit=0", 400},
+		{http.MethodGet, "/projections", 200},
+		{http.MethodGet, "/workers", 200},
+		{http.MethodDelete, "/history", 405},
 		{http.MethodPost, "/queue/enqueue", 415}, // a write
 	} {
 		var body io.Reader

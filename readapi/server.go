@@ -77,7 +77,7 @@ func Pool(ctx context.Context, dsn string, most int) (*pgxpool.Pool, error) {
 	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	c.ConnConfig.StatementCacheCapacity = 100
 	for name, value := range map[string]string{
-		"enable_seqscan": "off",
+		"enable_seqscan":                "off",
 		"default_transaction_read_only": "on", "jit": "off", "application_name": "refinery-read",
 		"statement_timeout": strconv.FormatInt(statementTime.Milliseconds(), 10),
 		"lock_timeout":      strconv.FormatInt(lockTime.Milliseconds(), 10),
