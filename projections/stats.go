@@ -18,23 +18,34 @@ type FailureKey struct {
 
 // FailureHour counts the failures of one class within an hour.
 type FailureHour struct {
-	Hour    int64           `db:"hour" sql:"bigint primary key"`
-	Class   string          `db:"class" sql:"text primary key"`
-	Count   int             `db:"count" sql:"bigint"`
-	Reasons []FailureReason `db:"reasons" sql:"jsonb"` // the first mostReasons of the hour
+	Hour    int64  `db:"hour" sql:"bigint primary key"`
+	Class   string `db:"class" sql:"text primary key"`
+	Count   int    `db:"count" sql:"bigint"`
+	Reasons int    `db:"reasons" sql:"bigint"` // that are counted, at most mostReasons
 }
 
 // Key is the hour and the class.
 func (f FailureHour) Key() FailureKey { return FailureKey{f.Hour, f.Class} }
 
-// FailureReason counts the failures that gave one reason, and has the last of them.
-type FailureReason struct {
-	Reason   string    `json:"reason"` // the beginning
-	Count    int       `json:"count"`
-	Position int64     `json:"position"`
-	Time     time.Time `json:"time"`
-	Build    string    `json:"build"` // stream
+// ReasonKey names the failures of one class that gave one reason within an hour.
+type ReasonKey struct {
+	Hour          int64
+	Class, Reason string
 }
+
+// FailureReason counts the failures that gave one reason within an hour, and has the last of them.
+type FailureReason struct {
+	Hour     int64     `db:"hour" sql:"bigint primary key"`
+	Class    string    `db:"class" sql:"text primary key"`
+	Reason   string    `db:"reason" sql:"text primary key"` // the beginning
+	Count    int       `db:"count" sql:"bigint"`
+	Position int64     `db:"position" sql:"bigint"`
+	Time     time.Time `db:"time" sql:"timestamptz"`
+	Build    string    `db:"build" sql:"text"` // stream
+}
+
+// Key is the reason within its hour.
+func (r FailureReason) Key() ReasonKey { return ReasonKey{r.Hour, r.Class, r.Reason} }
 
 // What one hour keeps, whatever is in it.
 const (
@@ -75,6 +86,7 @@ func (s SlowHour) Key() int64 { return s.Hour }
 // statsTables are part of the summary.
 type statsTables struct {
 	failures *table[FailureKey, FailureHour]
+	reasons  *table[ReasonKey, FailureReason]
 	slow     *table[SlowKey, SlowBuild]
 	slowest  *table[int64, SlowHour]
 }
@@ -82,6 +94,7 @@ type statsTables struct {
 func newStatsTables(m *models) statsTables {
 	return statsTables{
 		newTable[FailureKey, FailureHour](m, "failures"),
+		newTable[ReasonKey, FailureReason](m, "reasons"),
 		newTable[SlowKey, SlowBuild](m, "slow"),
 		newTable[int64, SlowHour](m, "slow_hours"),
 	}
@@ -100,18 +113,17 @@ func (t *statsTables) ended(m events.Recorded) {
 func (t *statsTables) failed(e events.BuildFailed, m events.Recorded) {
 	k := FailureKey{m.Time.Unix() / 3600, string(e.Class)}
 	f, _ := t.failures.Get(k)
-	f.Hour, f.Class, f.Count, f.Reasons = k.Hour, k.Class, f.Count+1, slices.Clone(f.Reasons)
+	f.Hour, f.Class, f.Count = k.Hour, k.Class, f.Count+1
 	reason := e.Reason
 	if len(reason) > reasonBytes {
 		reason = strings.ToValidUTF8(reason[:reasonBytes], "") + "…"
 	}
-	i := slices.IndexFunc(f.Reasons, func(r FailureReason) bool { return r.Reason == reason })
-	if i < 0 && len(f.Reasons) < mostReasons {
-		i = len(f.Reasons)
-		f.Reasons = append(f.Reasons, FailureReason{Reason: reason})
+	r, known := t.reasons.Get(ReasonKey{k.Hour, k.Class, reason})
+	if known || f.Reasons < mostReasons {
+		t.reasons.Put(FailureReason{k.Hour, k.Class, reason, r.Count + 1, m.Position, m.Time, m.Stream})
 	}
-	if i >= 0 {
-		f.Reasons[i] = FailureReason{reason, f.Reasons[i].Count + 1, m.Position, m.Time, m.Stream}
+	if !known && f.Reasons < mostReasons {
+		f.Reasons++
 	}
 	t.failures.Put(f)
 }

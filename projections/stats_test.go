@@ -73,14 +73,16 @@ func TestFailuresOfAnHour(t *testing.T) {
 		m.at--
 	}
 	m.batch(t, build(jinja, events.BuildFailed{Class: "compiler", Reason: "0"}, events.BuildFailed{Class: "test", Reason: long})...)
-	f := top[summaryTables](m, "summary").failures
+	s := top[summaryTables](m, "summary")
 	hour := m.time(1).Unix() / 3600
-	compiler, _ := f.Get(FailureKey{hour, "compiler"})
-	same(t, mostReasons+6, compiler.Count)
-	same(t, mostReasons, len(compiler.Reasons))
-	same(t, FailureReason{"0", 2, 1, m.time(1), jinja.Stream()}, compiler.Reasons[0])
-	test, _ := f.Get(FailureKey{hour, "test"})
-	same(t, strings.Repeat("é", 100)+"…", test.Reasons[0].Reason)
+	compiler, _ := s.failures.Get(FailureKey{hour, "compiler"})
+	same(t, FailureHour{hour, "compiler", mostReasons + 6, mostReasons}, compiler)
+	first, _ := s.reasons.Get(ReasonKey{hour, "compiler", "0"})
+	same(t, FailureReason{hour, "compiler", "0", 2, 1, m.time(1), jinja.Stream()}, first)
+	_, ok := s.reasons.Get(ReasonKey{hour, "compiler", fmt.Sprint(mostReasons)})
+	same(t, false, ok)
+	_, ok = s.reasons.Get(ReasonKey{hour, "test", strings.Repeat("é", 100) + "…"})
+	same(t, true, ok)
 }
 
 func TestTheSlowestOfAnHour(t *testing.T) {

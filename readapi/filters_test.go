@@ -186,7 +186,7 @@ func TestOneBadRowBreaksNoList(t *testing.T) {
 		`update builds.builds set attempts = '[{"number": 1}]', evidence = 'null', wheel = '{}' where stream like 'build/v-0/%'`,
 		`update runs.runs set counts = 'null', detail = 'null' where position = (select min(position) from runs.runs)`,
 		`update summary.packages set counts = 'null', failure = '{}', durations = '{}' where name = 'v-0'`,
-		`update summary.failures set reasons = '[{"reason": "x", "build": "none"}]' where class = 'resolve'`,
+		`update summary.reasons set reason = E'\u0001', build = 'none', time = null where class = 'resolve'`,
 		`update artifacts.files set tags = 'null' where filename like 'a0-%'`,
 		`update plans.plans set actions = 'null' where id = '08000000-0000-0000-0000-000000000000'`,
 		`update leases set stream = 'odd' where worker = 'w-0'`,

@@ -1,9 +1,8 @@
 package readapi
 
 import (
-	"cmp"
 	"context"
-	"slices"
+	"fmt"
 	"time"
 
 	"github.com/wheelrefinery/refinery/api"
@@ -38,56 +37,52 @@ func (s *Server) GetFailureStats(ctx context.Context, request api.GetFailureStat
 		if err != nil {
 			return nil, err
 		}
-		var w where
-		w.and("hour >= %s", hour(since))
-		equal(&w, "class", (*string)(p.Class))
-		rows, err := projections.Query[projections.FailureHour](ctx, s.db, "from summary.failures"+w.String(), w.args...)
-		if err != nil {
-			return nil, err
-		}
 		n := defaultLimit
 		if p.Limit != nil {
 			n = *p.Limit
 		}
-		classes, items := sumFailures(rows)
-		return api.FailureStats{Since: since, Classes: classes, Items: items[:min(n, len(items))]}, nil
+		var w where
+		w.and("hour >= %s", hour(since))
+		equal(&w, "class", (*string)(p.Class))
+		var all pipeline
+		var classes []classCount
+		var reasons []reasonCount
+		ask(&all, &classes, "from (select class, sum(count)::bigint as count from summary.failures"+w.String()+" group by class) f order by count desc, class", w.args...)
+		ask(&all, &reasons, fmt.Sprintf(`from (select class, reason, sum(count)::bigint as count, max(time) as time,
+			(array_agg(build order by position desc))[1] as build from summary.reasons%s group by class, reason) f
+			order by count desc, class, reason limit %d`, w.String(), n), w.args...)
+		if err := all.run(ctx, s.o.Pool); err != nil {
+			return nil, err
+		}
+		return api.FailureStats{
+			Since: since,
+			Classes: convert(classes, func(c classCount) api.ClassCount {
+				return api.ClassCount{Class: api.Class(c.Class), Count: c.Count}
+			}),
+			Items: convert(reasons, func(r reasonCount) api.FailureCount {
+				id, _ := events.ParseBuild(r.Build) // the read model has parsed it
+				return api.FailureCount{
+					Class: api.Class(r.Class), Reason: r.Reason, Count: r.Count, LastAt: r.Time,
+					LastBuild: api.BuildID{Name: id.Name, Version: id.Version, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag},
+				}
+			}),
+		}, nil
 	})
 }
 
-// sumFailures adds up the hours, and puts the most frequent first.
-func sumFailures(rows []projections.FailureHour) ([]api.ClassCount, []api.FailureCount) {
-	type key struct{ class, reason string }
-	classes, reasons := map[string]int{}, map[key]projections.FailureReason{}
-	for _, row := range rows {
-		classes[row.Class] += row.Count
-		for _, r := range row.Reasons {
-			sum := reasons[key{row.Class, r.Reason}]
-			r.Count += sum.Count
-			if sum.Position > r.Position {
-				r.Position, r.Time, r.Build = sum.Position, sum.Time, sum.Build
-			}
-			reasons[key{row.Class, r.Reason}] = r
-		}
-	}
-	byClass := make([]api.ClassCount, 0, len(classes))
-	for class, n := range classes {
-		byClass = append(byClass, api.ClassCount{Class: api.Class(class), Count: int64(n)})
-	}
-	items := make([]api.FailureCount, 0, len(reasons))
-	for k, r := range reasons {
-		id, _ := events.ParseBuild(r.Build) // the read model has parsed it
-		items = append(items, api.FailureCount{
-			Class: api.Class(k.class), Reason: r.Reason, Count: int64(r.Count), LastAt: r.Time,
-			LastBuild: api.BuildID{Name: id.Name, Version: id.Version, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag},
-		})
-	}
-	slices.SortFunc(byClass, func(a, b api.ClassCount) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Class, b.Class))
-	})
-	slices.SortFunc(items, func(a, b api.FailureCount) int {
-		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Reason, b.Reason))
-	})
-	return byClass, items
+// classCount counts the failures of a class.
+type classCount struct {
+	Class string `db:"class"`
+	Count int64  `db:"count"`
+}
+
+// reasonCount counts the failures of a class that gave a reason, and has the last of them.
+type reasonCount struct {
+	Class  string    `db:"class"`
+	Reason string    `db:"reason"`
+	Count  int64     `db:"count"`
+	Time   time.Time `db:"time"`
+	Build  string    `db:"build"`
 }
 
 // GetSlowestStats answers GET /stats/slowest.
