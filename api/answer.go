@@ -60,12 +60,15 @@ func (a Answer) VisitAppendLogResponse(w http.ResponseWriter) error          { r
 func (a Answer) VisitCancelBuildResponse(w http.ResponseWriter) error        { return a.write(w) }
 func (a Answer) VisitCancelRunResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a Answer) VisitClearQueueResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a Answer) VisitCreateHintResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a Answer) VisitDeleteHintResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a Answer) VisitEnqueueResponse(w http.ResponseWriter) error            { return a.write(w) }
 func (a Answer) VisitGetBuildResponse(w http.ResponseWriter) error           { return a.write(w) }
 func (a Answer) VisitGetCommandResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a Answer) VisitGetConfigResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a Answer) VisitGetFailureStatsResponse(w http.ResponseWriter) error    { return a.write(w) }
 func (a Answer) VisitGetHealthResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a Answer) VisitGetHintResponse(w http.ResponseWriter) error            { return a.write(w) }
 func (a Answer) VisitGetLogResponse(w http.ResponseWriter) error             { return a.write(w) }
 func (a Answer) VisitGetManifestResponse(w http.ResponseWriter) error        { return a.write(w) }
 func (a Answer) VisitGetPackageResponse(w http.ResponseWriter) error         { return a.write(w) }
@@ -78,9 +81,11 @@ func (a Answer) VisitGetSlowestStatsResponse(w http.ResponseWriter) error    { r
 func (a Answer) VisitGetSummaryResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a Answer) VisitGetThroughputStatsResponse(w http.ResponseWriter) error { return a.write(w) }
 func (a Answer) VisitHeartbeatResponse(w http.ResponseWriter) error          { return a.write(w) }
+func (a Answer) VisitImportHintsResponse(w http.ResponseWriter) error        { return a.write(w) }
 func (a Answer) VisitLeaseResponse(w http.ResponseWriter) error              { return a.write(w) }
 func (a Answer) VisitListArtifactsResponse(w http.ResponseWriter) error      { return a.write(w) }
 func (a Answer) VisitListBuildsResponse(w http.ResponseWriter) error         { return a.write(w) }
+func (a Answer) VisitListHintsResponse(w http.ResponseWriter) error          { return a.write(w) }
 func (a Answer) VisitListHistoryResponse(w http.ResponseWriter) error        { return a.write(w) }
 func (a Answer) VisitListPackagesResponse(w http.ResponseWriter) error       { return a.write(w) }
 func (a Answer) VisitListPlansResponse(w http.ResponseWriter) error          { return a.write(w) }
@@ -91,6 +96,7 @@ func (a Answer) VisitListRunsResponse(w http.ResponseWriter) error           { r
 func (a Answer) VisitListWorkersResponse(w http.ResponseWriter) error        { return a.write(w) }
 func (a Answer) VisitPauseQueueResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a Answer) VisitPutArtifactResponse(w http.ResponseWriter) error        { return a.write(w) }
+func (a Answer) VisitPutHintResponse(w http.ResponseWriter) error            { return a.write(w) }
 func (a Answer) VisitRecordManifestResponse(w http.ResponseWriter) error     { return a.write(w) }
 func (a Answer) VisitRecordPlanResponse(w http.ResponseWriter) error         { return a.write(w) }
 func (a Answer) VisitRecordResultResponse(w http.ResponseWriter) error       { return a.write(w) }

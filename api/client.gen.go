@@ -105,6 +105,15 @@ type ClientInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBody(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListAudit The event log itself.
+	//
+	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+	// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+	// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+	//
+	// Corresponds with GET /audit (the `ListAudit` operationId).
+	ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListBuilds Each wheel's build, the last changed first.
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -139,17 +148,110 @@ type ClientInterface interface {
 	// Corresponds with GET /config (the `GetConfig` operationId).
 	GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FollowEvents Everything that happens, as server-sent events.
+	//
+	// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+	// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+	// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+	// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+	// request with the last id goes on where it was.
+	//
+	// Corresponds with GET /events (the `FollowEvents` operationId).
+	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetHealth The process is alive.
 	//
 	// Corresponds with GET /health (the `GetHealth` operationId).
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListHints The catalogue of hints, the oldest first.
+	//
+	// Corresponds with GET /hints (the `ListHints` operationId).
+	ListHints(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateHintWithBody A new hint.
+	//
+	// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+	// what the recipes of hints say: who can write hints can run code there.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /hints (the `CreateHint` operationId).
+	CreateHintWithBody(ctx context.Context, params *CreateHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateHint A new hint.
+	//
+	// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+	// what the recipes of hints say: who can write hints can run code there.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /hints (the `CreateHint` operationId).
+	CreateHint(ctx context.Context, params *CreateHintParams, body CreateHintJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ImportHintsWithBody Many hints at once, each for itself.
+	//
+	// A list of hints in JSON or YAML, or such a list under `hints`, or under `errors` a list of `pattern` with `packages: {apt, dnf}`;
+	// at most 5 MB and 20,000 entries. An entry whose id is there replaces it. An entry without an id gets one that follows from its
+	// pattern. A bad entry spoils no other: the answer says of each whether it was taken, was so already (kept) or is refused, and why.
+	// 202 when not every entry was decided within 30 seconds, or at once with `Prefer: respond-async`: those are pending.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /hints/import (the `ImportHints` operationId).
+	ImportHintsWithBody(ctx context.Context, params *ImportHintsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteHint Ends a hint.
+	//
+	// One that the program brought stays away. 412 when If-Match names another version than the present one.
+	//
+	// Corresponds with DELETE /hints/{id} (the `DeleteHint` operationId).
+	DeleteHint(ctx context.Context, id HintID, params *DeleteHintParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetHint One hint.
+	//
+	// Corresponds with GET /hints/{id} (the `GetHint` operationId).
+	GetHint(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutHintWithBody Makes or replaces a hint.
+	//
+	// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+	PutHintWithBody(ctx context.Context, id HintID, params *PutHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutHint Makes or replaces a hint.
+	//
+	// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+	PutHint(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListHistory Everything that ended, newest first.
 	//
 	// Corresponds with GET /history (the `ListHistory` operationId).
 	ListHistory(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// SearchLogs Lines of all logs that hold a text, newest first.
+	//
+	// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+	// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+	// over 2,000 bytes are cut around the text.
+	//
+	// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+	SearchLogs(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetLog A build's log.
+	//
+	// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+	// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+	// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+	// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+	// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 	//
 	// Corresponds with GET /logs/{name}/{version} (the `GetLog` operationId).
 	GetLog(ctx context.Context, name NamePath, version VersionPath, params *GetLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -157,7 +259,7 @@ type ClientInterface interface {
 	// AppendLogWithBody One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -167,7 +269,7 @@ type ClientInterface interface {
 	// AppendLog One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -474,6 +576,25 @@ func (c *Client) PutArtifactWithBody(ctx context.Context, filename Filename, par
 	return c.Client.Do(req)
 }
 
+// ListAudit The event log itself.
+//
+// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+//
+// Corresponds with GET /audit (the `ListAudit` operationId).
+func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAuditRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListBuilds Each wheel's build, the last changed first.
 //
 // Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -568,11 +689,179 @@ func (c *Client) GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+// FollowEvents Everything that happens, as server-sent events.
+//
+// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+// request with the last id goes on where it was.
+//
+// Corresponds with GET /events (the `FollowEvents` operationId).
+func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowEventsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetHealth The process is alive.
 //
 // Corresponds with GET /health (the `GetHealth` operationId).
 func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetHealthRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListHints The catalogue of hints, the oldest first.
+//
+// Corresponds with GET /hints (the `ListHints` operationId).
+func (c *Client) ListHints(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListHintsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateHintWithBody A new hint.
+//
+// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+// what the recipes of hints say: who can write hints can run code there.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /hints (the `CreateHint` operationId).
+func (c *Client) CreateHintWithBody(ctx context.Context, params *CreateHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateHintRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateHint A new hint.
+//
+// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+// what the recipes of hints say: who can write hints can run code there.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /hints (the `CreateHint` operationId).
+func (c *Client) CreateHint(ctx context.Context, params *CreateHintParams, body CreateHintJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateHintRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ImportHintsWithBody Many hints at once, each for itself.
+//
+// A list of hints in JSON or YAML, or such a list under `hints`, or under `errors` a list of `pattern` with `packages: {apt, dnf}`;
+// at most 5 MB and 20,000 entries. An entry whose id is there replaces it. An entry without an id gets one that follows from its
+// pattern. A bad entry spoils no other: the answer says of each whether it was taken, was so already (kept) or is refused, and why.
+// 202 when not every entry was decided within 30 seconds, or at once with `Prefer: respond-async`: those are pending.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /hints/import (the `ImportHints` operationId).
+func (c *Client) ImportHintsWithBody(ctx context.Context, params *ImportHintsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportHintsRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteHint Ends a hint.
+//
+// One that the program brought stays away. 412 when If-Match names another version than the present one.
+//
+// Corresponds with DELETE /hints/{id} (the `DeleteHint` operationId).
+func (c *Client) DeleteHint(ctx context.Context, id HintID, params *DeleteHintParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteHintRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetHint One hint.
+//
+// Corresponds with GET /hints/{id} (the `GetHint` operationId).
+func (c *Client) GetHint(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetHintRequest(c.Server, id, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutHintWithBody Makes or replaces a hint.
+//
+// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+func (c *Client) PutHintWithBody(ctx context.Context, id HintID, params *PutHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutHintRequestWithBody(c.Server, id, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutHint Makes or replaces a hint.
+//
+// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+func (c *Client) PutHint(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutHintRequest(c.Server, id, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -598,7 +887,32 @@ func (c *Client) ListHistory(ctx context.Context, params *ListHistoryParams, req
 	return c.Client.Do(req)
 }
 
+// SearchLogs Lines of all logs that hold a text, newest first.
+//
+// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+// over 2,000 bytes are cut around the text.
+//
+// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+func (c *Client) SearchLogs(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSearchLogsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetLog A build's log.
+//
+// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 //
 // Corresponds with GET /logs/{name}/{version} (the `GetLog` operationId).
 func (c *Client) GetLog(ctx context.Context, name NamePath, version VersionPath, params *GetLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -616,7 +930,7 @@ func (c *Client) GetLog(ctx context.Context, name NamePath, version VersionPath,
 // AppendLogWithBody One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes any type of body and a specified content type.
 //
@@ -636,7 +950,7 @@ func (c *Client) AppendLogWithBody(ctx context.Context, name NamePath, version V
 // AppendLog One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1502,6 +1816,195 @@ func NewPutArtifactRequestWithBody(server string, filename Filename, params *Put
 	return req, nil
 }
 
+// NewListAuditRequest constructs an http.Request for the ListAudit method
+func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/audit")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Stream != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "stream", *params.Stream, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Actor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "actor", *params.Actor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Command != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "command", *params.Command, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Order != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "order", *params.Order, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListBuildsRequest constructs an http.Request for the ListBuilds method
 func NewListBuildsRequest(server string, params *ListBuildsParams) (*http.Request, error) {
 	var err error
@@ -1895,6 +2398,99 @@ func NewGetConfigRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewFollowEventsRequest constructs an http.Request for the FollowEvents method
+func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Stream != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "stream", *params.Stream, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetHealthRequest constructs an http.Request for the GetHealth method
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -1917,6 +2513,487 @@ func NewGetHealthRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListHintsRequest constructs an http.Request for the ListHints method
+func NewListHintsRequest(server string, params *ListHintsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Q != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", *params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Tag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "tag", *params.Tag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Severity != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "severity", *params.Severity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewCreateHintRequest calls the generic CreateHint builder with application/json body
+func NewCreateHintRequest(server string, params *CreateHintParams, body CreateHintJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateHintRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateHintRequestWithBody constructs an http.Request for the CreateHint method, with any body, and a specified content type
+func NewCreateHintRequestWithBody(server string, params *CreateHintParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewImportHintsRequestWithBody constructs an http.Request for the ImportHints method, with any body, and a specified content type
+func NewImportHintsRequestWithBody(server string, params *ImportHintsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints/import")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteHintRequest constructs an http.Request for the DeleteHint method
+func NewDeleteHintRequest(server string, id HintID, params *DeleteHintParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
+		}
+
+		if params.Prefer != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam2)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetHintRequest constructs an http.Request for the GetHint method
+func NewGetHintRequest(server string, id HintID, params *GetHintParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewPutHintRequest calls the generic PutHint builder with application/json body
+func NewPutHintRequest(server string, id HintID, params *PutHintParams, body PutHintJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutHintRequestWithBody(server, id, params, "application/json", bodyReader)
+}
+
+// NewPutHintRequestWithBody constructs an http.Request for the PutHint method, with any body, and a specified content type
+func NewPutHintRequestWithBody(server string, id HintID, params *PutHintParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "id", id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/hints/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+		if params.IdempotencyKey != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam1)
+		}
+
+		if params.Prefer != nil {
+			var headerParam2 string
+
+			headerParam2, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam2)
+		}
+
 	}
 
 	return req, nil
@@ -2061,6 +3138,203 @@ func NewListHistoryRequest(server string, params *ListHistoryParams) (*http.Requ
 		if params.To != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.HintID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "hint_id", *params.HintID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSearchLogsRequest constructs an http.Request for the SearchLogs method
+func NewSearchLogsRequest(server string, params *SearchLogsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/logs/search")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.Context != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "context", *params.Context, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Package != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "package", *params.Package, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Version != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "version", *params.Version, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PythonTag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "python_tag", *params.PythonTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PlatformTag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "platform_tag", *params.PlatformTag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.From != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "from", *params.From, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.To != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "to", *params.To, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -2237,6 +3511,18 @@ func NewGetLogRequest(server string, name NamePath, version VersionPath, params 
 
 		}
 
+		if params.Follow != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "follow", *params.Follow, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.MinPosition != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
@@ -2262,15 +3548,26 @@ func NewGetLogRequest(server string, name NamePath, version VersionPath, params 
 
 	if params != nil {
 
-		if params.IfNoneMatch != nil {
+		if params.LastEventID != nil {
 			var headerParam0 string
 
-			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
 			if err != nil {
 				return nil, err
 			}
 
-			req.Header.Set("If-None-Match", headerParam0)
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+		if params.IfNoneMatch != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam1)
 		}
 
 	}
@@ -4693,6 +5990,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /artifacts/{filename} (the `PutArtifact` operationId).
 	PutArtifactWithBodyWithResponse(ctx context.Context, filename Filename, params *PutArtifactParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutArtifactResponse, error)
 
+	// ListAuditWithResponse The event log itself.
+	//
+	// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+	// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+	// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /audit (the `ListAudit` operationId).
+	ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error)
+
 	// ListBuildsWithResponse Each wheel's build, the last changed first.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -4735,12 +6043,98 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /config (the `GetConfig` operationId).
 	GetConfigWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetConfigResponse, error)
 
+	// FollowEventsWithResponse Everything that happens, as server-sent events.
+	//
+	// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+	// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+	// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+	// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+	// request with the last id goes on where it was.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /events (the `FollowEvents` operationId).
+	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
+
 	// GetHealthWithResponse The process is alive.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /health (the `GetHealth` operationId).
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
+
+	// ListHintsWithResponse The catalogue of hints, the oldest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /hints (the `ListHints` operationId).
+	ListHintsWithResponse(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*ListHintsResponse, error)
+
+	// CreateHintWithBodyWithResponse A new hint.
+	//
+	// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+	// what the recipes of hints say: who can write hints can run code there.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /hints (the `CreateHint` operationId).
+	CreateHintWithBodyWithResponse(ctx context.Context, params *CreateHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateHintResponse, error)
+
+	// CreateHintWithResponse A new hint.
+	//
+	// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+	// what the recipes of hints say: who can write hints can run code there.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /hints (the `CreateHint` operationId).
+	CreateHintWithResponse(ctx context.Context, params *CreateHintParams, body CreateHintJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateHintResponse, error)
+
+	// ImportHintsWithBodyWithResponse Many hints at once, each for itself.
+	//
+	// A list of hints in JSON or YAML, or such a list under `hints`, or under `errors` a list of `pattern` with `packages: {apt, dnf}`;
+	// at most 5 MB and 20,000 entries. An entry whose id is there replaces it. An entry without an id gets one that follows from its
+	// pattern. A bad entry spoils no other: the answer says of each whether it was taken, was so already (kept) or is refused, and why.
+	// 202 when not every entry was decided within 30 seconds, or at once with `Prefer: respond-async`: those are pending.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /hints/import (the `ImportHints` operationId).
+	ImportHintsWithBodyWithResponse(ctx context.Context, params *ImportHintsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportHintsResponse, error)
+
+	// DeleteHintWithResponse Ends a hint.
+	//
+	// One that the program brought stays away. 412 when If-Match names another version than the present one.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /hints/{id} (the `DeleteHint` operationId).
+	DeleteHintWithResponse(ctx context.Context, id HintID, params *DeleteHintParams, reqEditors ...RequestEditorFn) (*DeleteHintResponse, error)
+
+	// GetHintWithResponse One hint.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /hints/{id} (the `GetHint` operationId).
+	GetHintWithResponse(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*GetHintResponse, error)
+
+	// PutHintWithBodyWithResponse Makes or replaces a hint.
+	//
+	// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+	PutHintWithBodyWithResponse(ctx context.Context, id HintID, params *PutHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutHintResponse, error)
+
+	// PutHintWithResponse Makes or replaces a hint.
+	//
+	// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+	PutHintWithResponse(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*PutHintResponse, error)
 
 	// ListHistoryWithResponse Everything that ended, newest first.
 	//
@@ -4749,7 +6143,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /history (the `ListHistory` operationId).
 	ListHistoryWithResponse(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*ListHistoryResponse, error)
 
+	// SearchLogsWithResponse Lines of all logs that hold a text, newest first.
+	//
+	// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+	// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+	// over 2,000 bytes are cut around the text.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+	SearchLogsWithResponse(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*SearchLogsResponse, error)
+
 	// GetLogWithResponse A build's log.
+	//
+	// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+	// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+	// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+	// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+	// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -4759,7 +6170,7 @@ type ClientWithResponsesInterface interface {
 	// AppendLogWithBodyWithResponse One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -4769,7 +6180,7 @@ type ClientWithResponsesInterface interface {
 	// AppendLogWithResponse One chunk of an attempt's log.
 	//
 	// Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-	// whole lines; only the last one of an attempt may end without a line break.
+	// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5156,6 +6567,40 @@ func (r PutArtifactResponse) StatusCode() int {
 	return 0
 }
 
+// ListAuditResponse200Headers the declared response headers of an HTTP 200 response for ListAudit
+type ListAuditResponse200Headers struct {
+	ETag             string
+	Link             string
+	RefineryPosition int64
+}
+
+type ListAuditResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EventList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListAuditResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAuditResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAuditResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 // ListBuildsResponse200Headers the declared response headers of an HTTP 200 response for ListBuilds
 type ListBuildsResponse200Headers struct {
 	ETag             string
@@ -5322,6 +6767,29 @@ func (r GetConfigResponse) StatusCode() int {
 	return 0
 }
 
+type FollowEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
 type GetHealthResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5341,6 +6809,250 @@ func (r GetHealthResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r GetHealthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ListHintsResponse200Headers the declared response headers of an HTTP 200 response for ListHints
+type ListHintsResponse200Headers struct {
+	ETag             string
+	Link             string
+	RefineryPosition int64
+}
+
+type ListHintsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *HintList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ListHintsResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r ListHintsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListHintsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// CreateHintResponse201Headers the declared response headers of an HTTP 201 response for CreateHint
+type CreateHintResponse201Headers struct {
+	Location         string
+	RefineryPosition int64
+}
+
+// CreateHintResponse202Headers the declared response headers of an HTTP 202 response for CreateHint
+type CreateHintResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type CreateHintResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *HintAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateHintResponse201Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *CreateHintResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateHintResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateHintResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ImportHintsResponse200Headers the declared response headers of an HTTP 200 response for ImportHints
+type ImportHintsResponse200Headers struct {
+	RefineryPosition int64
+}
+
+// ImportHintsResponse202Headers the declared response headers of an HTTP 202 response for ImportHints
+type ImportHintsResponse202Headers struct {
+	RefineryPosition int64
+}
+
+type ImportHintsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *HintImportAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *HintImportAnswer
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ImportHintsResponse200Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *ImportHintsResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r ImportHintsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ImportHintsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// DeleteHintResponse202Headers the declared response headers of an HTTP 202 response for DeleteHint
+type DeleteHintResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+// DeleteHintResponse204Headers the declared response headers of an HTTP 204 response for DeleteHint
+type DeleteHintResponse204Headers struct {
+	RefineryPosition int64
+}
+
+type DeleteHintResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *DeleteHintResponse202Headers
+	// Headers204 the parsed response headers for an HTTP 204 response
+	Headers204 *DeleteHintResponse204Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteHintResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteHintResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// GetHintResponse200Headers the declared response headers of an HTTP 200 response for GetHint
+type GetHintResponse200Headers struct {
+	ETag             string
+	RefineryPosition int64
+}
+
+type GetHintResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Hint
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetHintResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r GetHintResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetHintResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// PutHintResponse200Headers the declared response headers of an HTTP 200 response for PutHint
+type PutHintResponse200Headers struct {
+	Location         string
+	RefineryPosition int64
+}
+
+// PutHintResponse201Headers the declared response headers of an HTTP 201 response for PutHint
+type PutHintResponse201Headers struct {
+	Location         string
+	RefineryPosition int64
+}
+
+// PutHintResponse202Headers the declared response headers of an HTTP 202 response for PutHint
+type PutHintResponse202Headers struct {
+	Location          string
+	PreferenceApplied string
+}
+
+type PutHintResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *HintAnswer
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *HintAnswer
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Accepted
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PutHintResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *PutHintResponse201Headers
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *PutHintResponse202Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r PutHintResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutHintResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -5375,6 +7087,40 @@ func (r ListHistoryResponse) Status() string {
 
 // StatusCode returns HTTPResponse.StatusCode
 func (r ListHistoryResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// SearchLogsResponse200Headers the declared response headers of an HTTP 200 response for SearchLogs
+type SearchLogsResponse200Headers struct {
+	ETag             string
+	Link             string
+	RefineryPosition int64
+}
+
+type SearchLogsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *LogLineList
+	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SearchLogsResponse200Headers
+}
+
+// Status returns HTTPResponse.Status
+func (r SearchLogsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SearchLogsResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -6535,6 +8281,23 @@ func (c *ClientWithResponses) PutArtifactWithBodyWithResponse(ctx context.Contex
 	return ParsePutArtifactResponse(rsp)
 }
 
+// ListAuditWithResponse The event log itself.
+//
+// Every event with who caused it, newest first unless `order` says otherwise. `stream`, `command`, `after`, `from` and `to` lead to their events at
+// once. Other filters are looked for in at most 20,000 events for each page, so a page may have fewer items than `limit`, or none, and
+// still have a `next`: only a `next` that is null says that there is no more. A page ends early behind 4 MiB of data.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /audit (the `ListAudit` operationId).
+func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params *ListAuditParams, reqEditors ...RequestEditorFn) (*ListAuditResponse, error) {
+	rsp, err := c.ListAudit(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAuditResponse(rsp)
+}
+
 // ListBuildsWithResponse Each wheel's build, the last changed first.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6613,6 +8376,25 @@ func (c *ClientWithResponses) GetConfigWithResponse(ctx context.Context, reqEdit
 	return ParseGetConfigResponse(rsp)
 }
 
+// FollowEventsWithResponse Everything that happens, as server-sent events.
+//
+// Each event has its position as id, its type (such as build.queued.v1) as event, and an Event as data. It begins behind
+// `Last-Event-ID`, or else behind `after`, or else with what happens from now on; what lies in the past is replayed in order, without a gap or a
+// repetition. A block with only an id says how far the stream is where the filters let nothing through; a comment every 15 seconds
+// shows that it lives. A follower that does not keep up is dropped: its last event is `dropped`, without an id, and a new
+// request with the last id goes on where it was.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /events (the `FollowEvents` operationId).
+func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error) {
+	rsp, err := c.FollowEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowEventsResponse(rsp)
+}
+
 // GetHealthWithResponse The process is alive.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6624,6 +8406,127 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 		return nil, err
 	}
 	return ParseGetHealthResponse(rsp)
+}
+
+// ListHintsWithResponse The catalogue of hints, the oldest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /hints (the `ListHints` operationId).
+func (c *ClientWithResponses) ListHintsWithResponse(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*ListHintsResponse, error) {
+	rsp, err := c.ListHints(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListHintsResponse(rsp)
+}
+
+// CreateHintWithBodyWithResponse A new hint.
+//
+// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+// what the recipes of hints say: who can write hints can run code there.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /hints (the `CreateHint` operationId).
+func (c *ClientWithResponses) CreateHintWithBodyWithResponse(ctx context.Context, params *CreateHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateHintResponse, error) {
+	rsp, err := c.CreateHintWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateHintResponse(rsp)
+}
+
+// CreateHintWithResponse A new hint.
+//
+// 409 when there is one of its id; 422 with every reason at once when it does not hold. A worker that may install packages does
+// what the recipes of hints say: who can write hints can run code there.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /hints (the `CreateHint` operationId).
+func (c *ClientWithResponses) CreateHintWithResponse(ctx context.Context, params *CreateHintParams, body CreateHintJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateHintResponse, error) {
+	rsp, err := c.CreateHint(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateHintResponse(rsp)
+}
+
+// ImportHintsWithBodyWithResponse Many hints at once, each for itself.
+//
+// A list of hints in JSON or YAML, or such a list under `hints`, or under `errors` a list of `pattern` with `packages: {apt, dnf}`;
+// at most 5 MB and 20,000 entries. An entry whose id is there replaces it. An entry without an id gets one that follows from its
+// pattern. A bad entry spoils no other: the answer says of each whether it was taken, was so already (kept) or is refused, and why.
+// 202 when not every entry was decided within 30 seconds, or at once with `Prefer: respond-async`: those are pending.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /hints/import (the `ImportHints` operationId).
+func (c *ClientWithResponses) ImportHintsWithBodyWithResponse(ctx context.Context, params *ImportHintsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportHintsResponse, error) {
+	rsp, err := c.ImportHintsWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportHintsResponse(rsp)
+}
+
+// DeleteHintWithResponse Ends a hint.
+//
+// One that the program brought stays away. 412 when If-Match names another version than the present one.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /hints/{id} (the `DeleteHint` operationId).
+func (c *ClientWithResponses) DeleteHintWithResponse(ctx context.Context, id HintID, params *DeleteHintParams, reqEditors ...RequestEditorFn) (*DeleteHintResponse, error) {
+	rsp, err := c.DeleteHint(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteHintResponse(rsp)
+}
+
+// GetHintWithResponse One hint.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /hints/{id} (the `GetHint` operationId).
+func (c *ClientWithResponses) GetHintWithResponse(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*GetHintResponse, error) {
+	rsp, err := c.GetHint(ctx, id, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetHintResponse(rsp)
+}
+
+// PutHintWithBodyWithResponse Makes or replaces a hint.
+//
+// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+func (c *ClientWithResponses) PutHintWithBodyWithResponse(ctx context.Context, id HintID, params *PutHintParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutHintResponse, error) {
+	rsp, err := c.PutHintWithBody(ctx, id, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutHintResponse(rsp)
+}
+
+// PutHintWithResponse Makes or replaces a hint.
+//
+// The `id` of the body may be left out. 412 when If-Match names another version than the present one.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /hints/{id} (the `PutHint` operationId).
+func (c *ClientWithResponses) PutHintWithResponse(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*PutHintResponse, error) {
+	rsp, err := c.PutHint(ctx, id, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutHintResponse(rsp)
 }
 
 // ListHistoryWithResponse Everything that ended, newest first.
@@ -6639,7 +8542,30 @@ func (c *ClientWithResponses) ListHistoryWithResponse(ctx context.Context, param
 	return ParseListHistoryResponse(rsp)
 }
 
+// SearchLogsWithResponse Lines of all logs that hold a text, newest first.
+//
+// Upper and lower case are the same; `%`, `_`, `\` and `*` are themselves. A search that has looked for about a second answers with what it
+// has found, which may be nothing, and a `next` that goes on from there: only a `next` that is null says that there is no more. Lines
+// over 2,000 bytes are cut around the text.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /logs/search (the `SearchLogs` operationId).
+func (c *ClientWithResponses) SearchLogsWithResponse(ctx context.Context, params *SearchLogsParams, reqEditors ...RequestEditorFn) (*SearchLogsResponse, error) {
+	rsp, err := c.SearchLogs(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSearchLogsResponse(rsp)
+}
+
 // GetLogWithResponse A build's log.
+//
+// Lines as they were written, ANSI sequences kept. As JSON at most 10,000 lines and about 4 MiB: `first_line` and the number of lines
+// say which; the next ones begin behind them. As text the whole range, as a file. With `follow=true` as server-sent events: each
+// `line` event has the line's number as its id and `{"line", "text"}` as data, from `from`, from `tail` lines before the end, from
+// behind `Last-Event-ID`, or from the first line; when the attempt has ended and all lines are sent, an `end` event with
+// `{"total_lines"}`, and the stream ends. A comment every 15 seconds shows that it lives.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -6655,7 +8581,7 @@ func (c *ClientWithResponses) GetLogWithResponse(ctx context.Context, name NameP
 // AppendLogWithBodyWithResponse One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -6671,7 +8597,7 @@ func (c *ClientWithResponses) AppendLogWithBodyWithResponse(ctx context.Context,
 // AppendLogWithResponse One chunk of an attempt's log.
 //
 // Chunks are numbered from 0. A repeated chunk changes nothing; a gap is 409 with the expected number in `detail`. A chunk holds
-// whole lines; only the last one of an attempt may end without a line break.
+// whole lines; only the last one of an attempt may end without a line break. Bytes that are not UTF-8 are stored as U+FFFD.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -7360,6 +9286,69 @@ func ParsePutArtifactResponse(rsp *http.Response) (*PutArtifactResponse, error) 
 	return response, nil
 }
 
+// ParseListAuditResponse parses an HTTP response from a ListAuditWithResponse call
+func ParseListAuditResponse(rsp *http.Response) (*ListAuditResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAuditResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EventList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListAuditResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListBuildsResponse parses an HTTP response from a ListBuildsWithResponse call
 func ParseListBuildsResponse(rsp *http.Response) (*ListBuildsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7628,6 +9617,32 @@ func ParseGetConfigResponse(rsp *http.Response) (*GetConfigResponse, error) {
 	return response, nil
 }
 
+// ParseFollowEventsResponse parses an HTTP response from a FollowEventsWithResponse call
+func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
 func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7656,6 +9671,432 @@ func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseListHintsResponse parses an HTTP response from a ListHintsWithResponse call
+func ParseListHintsResponse(rsp *http.Response) (*ListHintsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListHintsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest HintList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ListHintsResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCreateHintResponse parses an HTTP response from a CreateHintWithResponse call
+func ParseCreateHintResponse(rsp *http.Response) (*CreateHintResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateHintResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest HintAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateHintResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 202:
+		var headers CreateHintResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseImportHintsResponse parses an HTTP response from a ImportHintsWithResponse call
+func ParseImportHintsResponse(rsp *http.Response) (*ImportHintsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ImportHintsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest HintImportAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest HintImportAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ImportHintsResponse200Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 202:
+		var headers ImportHintsResponse202Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteHintResponse parses an HTTP response from a DeleteHintWithResponse call
+func ParseDeleteHintResponse(rsp *http.Response) (*DeleteHintResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteHintResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 202:
+		var headers DeleteHintResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
+	case rsp.StatusCode == 204:
+		var headers DeleteHintResponse204Headers
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers204 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetHintResponse parses an HTTP response from a GetHintWithResponse call
+func ParseGetHintResponse(rsp *http.Response) (*GetHintResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetHintResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Hint
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetHintResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutHintResponse parses an HTTP response from a PutHintWithResponse call
+func ParsePutHintResponse(rsp *http.Response) (*PutHintResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutHintResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest HintAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest HintAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Accepted
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PutHintResponse200Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers PutHintResponse201Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers201 = &headers
+	case rsp.StatusCode == 202:
+		var headers PutHintResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = value
+		}
+		response.Headers202 = &headers
 	}
 
 	return response, nil
@@ -7697,6 +10138,69 @@ func ParseListHistoryResponse(rsp *http.Response) (*ListHistoryResponse, error) 
 	switch {
 	case rsp.StatusCode == 200:
 		var headers ListHistoryResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Link"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Link", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Link = value
+		}
+		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
+			var value int64
+			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			}
+			headers.RefineryPosition = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSearchLogsResponse parses an HTTP response from a SearchLogsWithResponse call
+func ParseSearchLogsResponse(rsp *http.Response) (*SearchLogsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SearchLogsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest LogLineList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SearchLogsResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {

@@ -23,6 +23,7 @@ var codes = map[fault.Code]struct {
 	fault.Invalid:      {http.StatusUnprocessableEntity, "The request does not hold"},
 	fault.NotFound:     {http.StatusNotFound, "Not found"},
 	fault.Conflict:     {http.StatusConflict, "The state does not allow it"},
+	fault.Changed:      {http.StatusPreconditionFailed, "It has changed"},
 	fault.Unauthorized: {http.StatusUnauthorized, "A token is needed"},
 	fault.Forbidden:    {http.StatusForbidden, "Not allowed"},
 	fault.TooLarge:     {http.StatusRequestEntityTooLarge, "Too large"},

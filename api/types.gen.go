@@ -4,6 +4,7 @@
 package api
 
 import (
+	"encoding/json"
 	"time"
 
 	openapi_types "github.com/oapi-codegen/runtime/types"
@@ -207,6 +208,30 @@ func (e WorkerAction) Valid() bool {
 	}
 }
 
+// Defines values for HintResult.
+const (
+	HintResultKept    HintResult = "kept"
+	HintResultPending HintResult = "pending"
+	HintResultRefused HintResult = "refused"
+	HintResultTaken   HintResult = "taken"
+)
+
+// Valid indicates whether the value is a known member of the HintResult enum.
+func (e HintResult) Valid() bool {
+	switch e {
+	case HintResultKept:
+		return true
+	case HintResultPending:
+		return true
+	case HintResultRefused:
+		return true
+	case HintResultTaken:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HistoryStatus.
 const (
 	HistoryStatusBuilt     HistoryStatus = "built"
@@ -347,22 +372,28 @@ func (e ProjectionState) Valid() bool {
 
 // Defines values for RecipeKind.
 const (
-	Apt RecipeKind = "apt"
-	Dnf RecipeKind = "dnf"
-	Env RecipeKind = "env"
-	Pip RecipeKind = "pip"
+	RecipeKindApt        RecipeKind = "apt"
+	RecipeKindConstraint RecipeKind = "constraint"
+	RecipeKindDnf        RecipeKind = "dnf"
+	RecipeKindEnv        RecipeKind = "env"
+	RecipeKindPip        RecipeKind = "pip"
+	RecipeKindVersion    RecipeKind = "version"
 )
 
 // Valid indicates whether the value is a known member of the RecipeKind enum.
 func (e RecipeKind) Valid() bool {
 	switch e {
-	case Apt:
+	case RecipeKindApt:
 		return true
-	case Dnf:
+	case RecipeKindConstraint:
 		return true
-	case Env:
+	case RecipeKindDnf:
 		return true
-	case Pip:
+	case RecipeKindEnv:
+		return true
+	case RecipeKindPip:
+		return true
+	case RecipeKindVersion:
 		return true
 	default:
 		return false
@@ -426,6 +457,27 @@ func (e RunState) Valid() bool {
 	}
 }
 
+// Defines values for Severity.
+const (
+	Error   Severity = "error"
+	Info    Severity = "info"
+	Warning Severity = "warning"
+)
+
+// Valid indicates whether the value is a known member of the Severity enum.
+func (e Severity) Valid() bool {
+	switch e {
+	case Error:
+		return true
+	case Info:
+		return true
+	case Warning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Strategy.
 const (
 	Pinned  Strategy = "pinned"
@@ -459,6 +511,24 @@ func (e WorkerState) Valid() bool {
 	case WorkerStateLive:
 		return true
 	case WorkerStateLost:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListAuditParamsOrder.
+const (
+	Newest ListAuditParamsOrder = "newest"
+	Oldest ListAuditParamsOrder = "oldest"
+)
+
+// Valid indicates whether the value is a known member of the ListAuditParamsOrder enum.
+func (e ListAuditParamsOrder) Valid() bool {
+	switch e {
+	case Newest:
+		return true
+	case Oldest:
 		return true
 	default:
 		return false
@@ -503,6 +573,24 @@ func (e Bucket) Valid() bool {
 
 // Action defines model for Action.
 type Action string
+
+// AppliesTo defines model for AppliesTo.
+type AppliesTo struct {
+	// Arch Ends of platform tags, such as s390x.
+	Arch []string `json:"arch,omitempty,omitzero"`
+
+	// BuildBackends Such as setuptools.build_meta.
+	BuildBackends []string `json:"build_backends,omitempty,omitzero"`
+
+	// Packages Normalised names (PEP 503).
+	Packages []string `json:"packages,omitempty,omitzero"`
+
+	// Platforms Beginnings of platform tags, such as linux, musllinux.
+	Platforms []string `json:"platforms,omitempty,omitzero"`
+
+	// PythonVersions Such as 3.11.
+	PythonVersions []string `json:"python_versions,omitempty,omitzero"`
+}
 
 // Artifact defines model for Artifact.
 type Artifact struct {
@@ -553,13 +641,19 @@ type Build struct {
 	Class Class `json:"class,omitempty,omitzero"`
 
 	// Evidence The last lines of its log.
-	Evidence    []string   `json:"evidence,omitempty,omitzero"`
+	Evidence []string `json:"evidence,omitempty,omitzero"`
+
+	// Hints Those that the last failed attempt matched; of a build that is built, those whose recipes did it.
+	Hints       []HintID   `json:"hints"`
 	Name        string     `json:"name"`
 	PlatformTag string     `json:"platform_tag"`
 	Priority    int        `json:"priority"`
 	PythonTag   string     `json:"python_tag"`
 	QueuedAt    *time.Time `json:"queued_at"`
 	Reason      string     `json:"reason,omitempty,omitzero"`
+
+	// Recipes In effect since it was queued last.
+	Recipes []Recipe `json:"recipes"`
 
 	// RunID The run that asked last.
 	RunID     *openapi_types.UUID `json:"run_id"`
@@ -585,10 +679,13 @@ type BuildAttempt struct {
 	Class      Class      `json:"class,omitempty,omitzero"`
 	DurationMS *int64     `json:"duration_ms"`
 	EndedAt    *time.Time `json:"ended_at"`
-	LeasedAt   time.Time  `json:"leased_at"`
-	LogLines   int        `json:"log_lines"`
-	Number     int        `json:"number"`
-	Reason     string     `json:"reason,omitempty,omitzero"`
+
+	// Hints That its log matched.
+	Hints    []HintMatch `json:"hints,omitempty,omitzero"`
+	LeasedAt time.Time   `json:"leased_at"`
+	LogLines int         `json:"log_lines"`
+	Number   int         `json:"number"`
+	Reason   string      `json:"reason,omitempty,omitzero"`
 
 	// Status leased, building, built, failed, released, lost, cancelled.
 	Status string `json:"status"`
@@ -768,6 +865,43 @@ type EnqueueRequest struct {
 	Version Version `json:"version"`
 }
 
+// Event defines model for Event.
+type Event struct {
+	// Actor Who sent the command.
+	Actor string `json:"actor"`
+
+	// Causation The position of the event that a policy reacted to, 0 for none. Only in /audit.
+	Causation int64 `json:"causation,omitempty,omitzero"`
+	Command   UUID  `json:"command"`
+
+	// Correlation The first command of what this belongs to. Only in /audit.
+	Correlation openapi_types.UUID `json:"correlation,omitempty,omitzero"`
+
+	// Data What happened; its form depends on the type.
+	Data map[string]interface{} `json:"data"`
+
+	// Position In the log, from 1, without gaps.
+	Position int64 `json:"position"`
+
+	// Stream Such as build/flask/3.0.0/cp311/linux_x86_64.
+	Stream string    `json:"stream"`
+	Time   time.Time `json:"time"`
+
+	// Type Such as build.queued.v1.
+	Type string `json:"type"`
+
+	// Version Its number in its stream, from 1.
+	Version int64 `json:"version"`
+}
+
+// EventList defines model for EventList.
+type EventList struct {
+	Items []Event `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
+}
+
 // FailureCount defines model for FailureCount.
 type FailureCount struct {
 	// Class What kind of failure it was.
@@ -830,14 +964,120 @@ type HeartbeatRequest struct {
 	Worker WorkerID `json:"worker"`
 }
 
+// Hint defines model for Hint.
+type Hint struct {
+	AppliesTo AppliesTo `json:"applies_to"`
+
+	// Confidence From 0 to 1.
+	Confidence float64  `json:"confidence"`
+	Examples   []string `json:"examples"`
+
+	// Helped Builds that then succeeded.
+	Helped int64  `json:"helped"`
+	ID     HintID `json:"id"`
+
+	// Matched Failed attempts whose logs it matched.
+	Matched  int64    `json:"matched"`
+	Note     string   `json:"note"`
+	Pattern  string   `json:"pattern"`
+	Recipes  []Recipe `json:"recipes"`
+	Severity Severity `json:"severity"`
+
+	// Shipped The program brought it, and nobody has edited it: a newer program may replace it.
+	Shipped bool     `json:"shipped"`
+	Tags    []string `json:"tags"`
+
+	// Tried Of them, those after which its recipes were tried.
+	Tried     int64     `json:"tried"`
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// Version From 1, counted at each change.
+	Version int64 `json:"version"`
+}
+
+// HintAnswer defines model for HintAnswer.
+type HintAnswer struct {
+	// Duplicates Other hints that match the same.
+	Duplicates []HintID `json:"duplicates"`
+	ID         HintID   `json:"id"`
+	Version    int64    `json:"version"`
+}
+
+// HintID defines model for HintID.
+type HintID = string
+
+// HintImportAnswer defines model for HintImportAnswer.
+type HintImportAnswer struct {
+	// Items Each entry, in order.
+	Items []HintImportItem `json:"items"`
+
+	// Kept They were so already.
+	Kept int `json:"kept"`
+
+	// Pending Not decided yet.
+	Pending int `json:"pending"`
+	Refused int `json:"refused"`
+
+	// Taken Made or replaced.
+	Taken int `json:"taken"`
+}
+
+// HintImportItem defines model for HintImportItem.
+type HintImportItem struct {
+	Command UUID `json:"command,omitempty,omitzero"`
+
+	// Duplicates Other hints that match the same.
+	Duplicates []HintID     `json:"duplicates,omitempty,omitzero"`
+	Errors     []FieldError `json:"errors,omitempty,omitzero"`
+
+	// ID Empty where it has none that holds.
+	ID string `json:"id"`
+
+	// Index From 0.
+	Index  int        `json:"index"`
+	Result HintResult `json:"result"`
+}
+
+// HintResult defines model for HintImportItem.result.
+type HintResult string
+
+// HintInput What a log's line means and what to do about it. An empty list in `applies_to` is no limit.
+type HintInput = json.RawMessage
+
+// HintList defines model for HintList.
+type HintList struct {
+	Items []Hint `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
+}
+
+// HintMatch defines model for HintMatch.
+type HintMatch struct {
+	Hint HintID `json:"hint"`
+
+	// Line Of the log, from 1; 0 where only the evidence has it.
+	Line int `json:"line"`
+
+	// Recipes What it brought to the next attempt.
+	Recipes []Recipe `json:"recipes"`
+	Text    string   `json:"text"`
+}
+
+// HintTag defines model for HintTag.
+type HintTag = string
+
 // HistoryEntry defines model for HistoryEntry.
 type HistoryEntry struct {
 	// Attempt 0 where none was made.
 	Attempt int `json:"attempt"`
 
 	// Class What kind of failure it was.
-	Class       Class               `json:"class,omitempty,omitzero"`
-	DurationMS  DurationMS          `json:"duration_ms,omitempty,omitzero"`
+	Class      Class      `json:"class,omitempty,omitzero"`
+	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
+
+	// Hints That the failed attempt matched, or whose recipes made it succeed; where none did, it is absent.
+	Hints       []HintID            `json:"hints,omitempty,omitzero"`
 	Name        string              `json:"name"`
 	PlatformTag string              `json:"platform_tag"`
 	Position    int64               `json:"position"`
@@ -883,6 +1123,9 @@ type Job struct {
 	// ConstraintsText The text of the run's constraints file.
 	ConstraintsText string    `json:"constraints_text,omitempty,omitzero"`
 	ExpiresAt       time.Time `json:"expires_at"`
+
+	// FailedBefore What kind of failure it was.
+	FailedBefore Class `json:"failed_before,omitempty,omitzero"`
 
 	// IndexURL The refinery's own package index.
 	IndexURL     string   `json:"index_url"`
@@ -992,6 +1235,37 @@ type LogChunk struct {
 
 	// Text At most 64 KiB.
 	Text string `json:"text"`
+}
+
+// LogLine defines model for LogLine.
+type LogLine struct {
+	After   []string `json:"after"`
+	Attempt int      `json:"attempt"`
+
+	// Before The lines before it, as many as `context` says.
+	Before []string `json:"before"`
+
+	// Line Its number in the log, from 1.
+	Line        int64  `json:"line"`
+	Name        string `json:"name"`
+	PlatformTag string `json:"platform_tag"`
+
+	// Position Of the event that brought the line.
+	Position  int64  `json:"position"`
+	PythonTag string `json:"python_tag"`
+	Text      string `json:"text"`
+
+	// Time When it was stored.
+	Time    time.Time `json:"time"`
+	Version string    `json:"version"`
+}
+
+// LogLineList defines model for LogLineList.
+type LogLineList struct {
+	Items []LogLine `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
 }
 
 // Manifest defines model for Manifest.
@@ -1392,9 +1666,12 @@ type PythonTag = string
 
 // QueueEntry defines model for QueueEntry.
 type QueueEntry struct {
-	AgeSeconds  int64               `json:"age_seconds"`
-	Attempts    int                 `json:"attempts"`
-	Name        string              `json:"name"`
+	AgeSeconds int64  `json:"age_seconds"`
+	Attempts   int    `json:"attempts"`
+	Name       string `json:"name"`
+
+	// NotBefore It is not leased before; absent where it may be at once.
+	NotBefore   time.Time           `json:"not_before,omitempty,omitzero"`
 	PlatformTag string              `json:"platform_tag"`
 	Priority    int                 `json:"priority"`
 	PythonTag   string              `json:"python_tag"`
@@ -1449,11 +1726,15 @@ type ReasonRequest struct {
 
 // Recipe What a build needs beside its requirements.
 type Recipe struct {
-	Items []string   `json:"items"`
-	Kind  RecipeKind `json:"kind"`
+	Items []string `json:"items"`
+
+	// Kind apt, dnf: packages of the distribution; pip: more build requirements; constraint: of the build requirements; env: assignments
+	// such as NAME=value; version: no fix, but these versions build.
+	Kind RecipeKind `json:"kind"`
 }
 
-// RecipeKind defines model for Recipe.kind.
+// RecipeKind apt, dnf: packages of the distribution; pip: more build requirements; constraint: of the build requirements; env: assignments
+// such as NAME=value; version: no fix, but these versions build.
 type RecipeKind string
 
 // ResultReport defines model for ResultReport.
@@ -1600,6 +1881,9 @@ type RunUpload struct {
 
 // SHA256 In hex.
 type SHA256 = string
+
+// Severity defines model for Severity.
+type Severity string
 
 // Size defines model for Size.
 type Size = int64
@@ -1774,8 +2058,14 @@ type HistoryStatuses = []HistoryStatus
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
 
+// IfMatch defines model for IfMatch.
+type IfMatch = string
+
 // IfNoneMatch defines model for IfNoneMatch.
 type IfNoneMatch = string
+
+// LastEventID defines model for LastEventID.
+type LastEventID = int64
 
 // Limit defines model for Limit.
 type Limit = int
@@ -1797,6 +2087,12 @@ type PythonTagPath = PythonTag
 
 // RunID defines model for RunID.
 type RunID = UUID
+
+// StreamFilter defines model for StreamFilter.
+type StreamFilter = string
+
+// TypeFilter defines model for TypeFilter.
+type TypeFilter = []string
 
 // VersionPath A version (PEP 440).
 type VersionPath = Version
@@ -1837,6 +2133,46 @@ type PutArtifactParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListAuditParams defines parameters for ListAudit.
+type ListAuditParams struct {
+	// Stream Of this stream only; with a slash at the end, of all streams that begin so.
+	Stream *StreamFilter `form:"stream,omitempty" json:"stream,omitempty"`
+
+	// Type Only of this type; one or several.
+	Type *TypeFilter `form:"type,omitempty" json:"type,omitempty"`
+
+	// Actor Who sent the command.
+	Actor *string `form:"actor,omitempty" json:"actor,omitempty"`
+
+	// Command The command that made it.
+	Command *UUID `form:"command,omitempty" json:"command,omitempty"`
+
+	// From Not recorded before.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Recorded before.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// After Only behind this position.
+	After *int64                `form:"after,omitempty" json:"after,omitempty"`
+	Order *ListAuditParamsOrder `form:"order,omitempty" json:"order,omitempty"`
+
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// ListAuditParamsOrder defines parameters for ListAudit.
+type ListAuditParamsOrder string
+
 // ListBuildsParams defines parameters for ListBuilds.
 type ListBuildsParams struct {
 	// Limit How many items.
@@ -1876,6 +2212,94 @@ type CancelBuildParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// After A position; 0 is the beginning.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// Stream Of this stream only; with a slash at the end, of all streams that begin so.
+	Stream *StreamFilter `form:"stream,omitempty" json:"stream,omitempty"`
+
+	// Type Only of this type; one or several.
+	Type *TypeFilter `form:"type,omitempty" json:"type,omitempty"`
+
+	// LastEventID The id of the last event that arrived; what follows it is sent. A browser sends it when it connects again.
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
+}
+
+// ListHintsParams defines parameters for ListHints.
+type ListHintsParams struct {
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Q A text that id, pattern or note holds, in upper or lower case.
+	Q *string `form:"q,omitempty" json:"q,omitempty"`
+
+	// Tag A tag that it has.
+	Tag      *HintTag  `form:"tag,omitempty" json:"tag,omitempty"`
+	Severity *Severity `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// CreateHintParams defines parameters for CreateHint.
+type CreateHintParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// ImportHintsParams defines parameters for ImportHints.
+type ImportHintsParams struct {
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// DeleteHintParams defines parameters for DeleteHint.
+type DeleteHintParams struct {
+	// IfMatch The ETag of GET; 412 where the thing has changed since.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// GetHintParams defines parameters for GetHint.
+type GetHintParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// PutHintParams defines parameters for PutHint.
+type PutHintParams struct {
+	// IfMatch The ETag of GET; 412 where the thing has changed since.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+
+	// IdempotencyKey Makes a repeated request the same command. With a changed body it is 422.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+
+	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
+	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
 // ListHistoryParams defines parameters for ListHistory.
 type ListHistoryParams struct {
 	// Limit How many items.
@@ -1897,6 +2321,40 @@ type ListHistoryParams struct {
 
 	// To Before. Earlier than `from` is 400.
 	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// HintID Failed attempts that this hint matched, and builds that its recipes made succeed.
+	HintID *HintID `form:"hint_id,omitempty" json:"hint_id,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// SearchLogsParams defines parameters for SearchLogs.
+type SearchLogsParams struct {
+	// Q The text, at least 3 characters.
+	Q string `form:"q" json:"q"`
+
+	// Context So many lines before and after each.
+	Context     *int         `form:"context,omitempty" json:"context,omitempty"`
+	Package     *Name        `form:"package,omitempty" json:"package,omitempty"`
+	Version     *Version     `form:"version,omitempty" json:"version,omitempty"`
+	PythonTag   *PythonTag   `form:"python_tag,omitempty" json:"python_tag,omitempty"`
+	PlatformTag *PlatformTag `form:"platform_tag,omitempty" json:"platform_tag,omitempty"`
+
+	// From Not stored before.
+	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
+
+	// To Stored before.
+	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
+
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 
 	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
 	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
@@ -1924,8 +2382,14 @@ type GetLogParams struct {
 	Tail   *int       `form:"tail,omitempty" json:"tail,omitempty"`
 	Format *LogFormat `form:"format,omitempty" json:"format,omitempty"`
 
+	// Follow As server-sent events, until the attempt has ended.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+
 	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
 	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// LastEventID The id of the last event that arrived; what follows it is sent. A browser sends it when it connects again.
+	LastEventID *LastEventID `json:"Last-Event-ID,omitempty"`
 
 	// IfNoneMatch 304 where it matches the ETag.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
@@ -2259,6 +2723,12 @@ type ListWorkersParams struct {
 
 // CancelBuildJSONRequestBody defines body for CancelBuild for application/json ContentType.
 type CancelBuildJSONRequestBody = ReasonRequest
+
+// CreateHintJSONRequestBody defines body for CreateHint for application/json ContentType.
+type CreateHintJSONRequestBody = HintInput
+
+// PutHintJSONRequestBody defines body for PutHint for application/json ContentType.
+type PutHintJSONRequestBody = HintInput
 
 // AppendLogJSONRequestBody defines body for AppendLog for application/json ContentType.
 type AppendLogJSONRequestBody = LogChunk

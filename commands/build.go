@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/hints"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -25,6 +26,8 @@ type Build struct {
 	sdist       *events.File
 	constraints []string
 	recipes     []events.Recipe
+	hints       []string     // that brought some of the recipes
+	fix         fix          // how trying to mend it stands
 	built       *events.File // our own wheel
 	builtFrom   string       // SHA-256 of its sdist
 }
@@ -36,7 +39,10 @@ func (b Build) Fold(e events.BuildEvent) Build {
 		b.Status, b.run = "planned", e.Run
 	case events.BuildQueued:
 		b.Status, b.Priority, b.run, b.losses = "queued", e.Priority, e.Run, 0
-		b.sdist, b.constraints, b.recipes = e.Sdist, e.Constraints, e.Recipes
+		b.sdist, b.constraints, b.recipes, b.hints = e.Sdist, e.Constraints, e.Recipes, e.Hints
+		if b.fix = b.fix.queued(e); len(e.Hints) > 0 {
+			b.Status = "retrying"
+		}
 	case events.BuildLeased:
 		b.Status, b.Attempt, b.worker = "leased", e.Attempt, e.Worker
 	case events.BuildStarted:
@@ -48,8 +54,12 @@ func (b Build) Fold(e events.BuildEvent) Build {
 		}
 	case events.BuildSucceeded:
 		b.Status, b.built, b.builtFrom = "built", &e.Wheel, e.SdistSHA256
+		b.fix.unjudged = 0
 	case events.BuildFailed:
 		b.Status = "failed"
+		b.fix = b.fix.failed(e)
+	case events.BuildHinted:
+		b.fix = b.fix.judged(e)
 	case events.BuildReused:
 		b.Status, b.run = "reused", e.Run
 	case events.BuildSkipped:
@@ -185,7 +195,7 @@ func (c SucceedBuild) Decide(b Build) ([]events.BuildEvent, error) {
 	}
 	return one[events.BuildEvent](events.BuildSucceeded{
 		Attempt: c.Attempt, Run: b.run, Worker: c.Worker, Wheel: c.Wheel, SdistSHA256: c.SdistSHA256,
-		StartedAt: c.StartedAt, DurationMS: c.DurationMS, LogLines: c.LogLines,
+		StartedAt: c.StartedAt, DurationMS: c.DurationMS, LogLines: c.LogLines, Hints: b.hints,
 	})
 }
 
@@ -250,7 +260,7 @@ type CancelBuild struct {
 	KeepLeased bool           `json:"keep_leased,omitempty"` // leave it alone when a worker has it
 }
 
-// Decide cancels what is planned, waits or is being built.
+// Decide cancels what is planned, waits, is being built, or has failed and may be tried again.
 func (c CancelBuild) Decide(b Build) ([]events.BuildEvent, error) {
 	switch {
 	case b.Status == "":
@@ -259,7 +269,7 @@ func (c CancelBuild) Decide(b Build) ([]events.BuildEvent, error) {
 		return none[events.BuildEvent]()
 	case b.leased():
 		return one[events.BuildEvent](events.BuildCancelled{Run: c.Run, Reason: c.Reason, Attempt: b.Attempt})
-	case b.waiting() || b.Status == "planned":
+	case b.waiting() || b.Status == "planned" || b.Status == "failed" && b.fix.unjudged > 0:
 		return one[events.BuildEvent](events.BuildCancelled{Run: c.Run, Reason: c.Reason})
 	}
 	return conflict[events.BuildEvent]("the build has ended already: it is %s", b.Status)
@@ -335,8 +345,8 @@ func (c EnqueueBuild) Validate() error {
 	k.Check(len(c.Recipes) <= mostRecipes, "/recipes", "has more than %d items", mostRecipes)
 	for i, r := range c.Recipes {
 		at := fmt.Sprintf("/recipes/%d", i)
-		k.Check(kindForm.MatchString(r.Kind), at+"/kind", "is not one of apt, dnf, pip, env")
-		checkLines(&k, at+"/items", r.Items, mostItems)
+		hints.CheckRecipe(&k, at, r)
+		k.Check(r.Kind != "version", at+"/kind", "is advice for people: a build cannot follow it")
 	}
 	k.Check(c.Priority >= -mostPriority && c.Priority <= mostPriority, "/priority", "is not between -%d and %d", mostPriority, mostPriority)
 	return k.Err()

@@ -214,7 +214,8 @@ var buildScenarios = []scenario{
 	{"of what a worker has and may keep", hBuilding, CancelBuild{Build: flask, KeepLeased: true}, nil, "", ""},
 	{"twice", hCancelled, cancel, nil, fault.Conflict, "it is cancelled"},
 	{"of what is built", hBuilt, cancel, nil, fault.Conflict, "it is built"},
-	{"of what failed", hFailed, cancel, nil, fault.Conflict, "it is failed"},
+	{"of what failed and may be tried again", hFailed, cancel, then(events.BuildCancelled{Run: runA, Reason: "no"}), "", ""},
+	{"of what failed for good", hGivenUp, cancel, nil, fault.Conflict, "it is failed"},
 	{"of what was skipped", hSkipped, cancel, nil, fault.Conflict, "it is skipped"},
 	{"of what is reused", hReused, cancel, nil, fault.Conflict, "it is reused"},
 
@@ -240,7 +241,7 @@ func TestBuild(t *testing.T) { check(t, buildScenarios) }
 func TestBuildState(t *testing.T) {
 	for status, history := range map[string][]events.Event{
 		"planned": hPlanned, "queued": hQueued, "leased": hLeased, "building": hBuilding, "retrying": hReleased, "built": hBuilt,
-		"failed": hFailed, "cancelled": hCancelled, "skipped": hSkipped, "reused": hReused,
+		"failed": hGivenUp, "cancelled": hCancelled, "skipped": hSkipped, "reused": hReused,
 	} {
 		var b Build
 		for _, e := range history {

@@ -71,7 +71,7 @@ func check(t *testing.T, scenarios []scenario) {
 }
 
 func allScenarios() []scenario {
-	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios)
+	return slices.Concat(buildScenarios, runScenarios, logScenarios, artifactScenarios, queueScenarios, workerScenarios, hintScenarios, buildHintScenarios)
 }
 
 // A command without a scenario, or an event that no scenario ends in, is not tested.

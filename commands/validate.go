@@ -15,7 +15,6 @@ const (
 	mostLine     = 4_000 // bytes
 	mostPins     = 500
 	mostRecipes  = 20
-	mostItems    = 100
 	mostPriority = 1_000_000
 )
 
@@ -29,7 +28,6 @@ var (
 	pythonForm  = regexp.MustCompile(`^3\.[0-9]{1,2}$`)
 	reasonForm  = regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
 	tripleForm  = regexp.MustCompile(`^[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_.]+$`)
-	kindForm    = regexp.MustCompile(`^(apt|dnf|pip|env)$`) //
 )
 
 func form(s string, r interface{ MatchString(string) bool }, n int) bool {

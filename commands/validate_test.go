@@ -51,6 +51,17 @@ var whole = []Command{
 	PauseQueue{"no"},
 	ResumeQueue{},
 	registerW,
+	SaveHint{Hint: wholeHint, Expected: 1, Shipped: true},
+	DeleteHint{"libpq", 1},
+	HintBuild{flask, 1, []events.HintMatch{libpqMatch}, 3, noon, 1},
+}
+
+var wholeHint = events.Hint{
+	ID: "libpq", Pattern: "libpq-fe", Recipes: aptRuby, Note: "n", Tags: []string{"c"}, Severity: "error", Confidence: 0.5, Examples: []string{"libpq-fe.h"},
+	AppliesTo: events.AppliesTo{
+		Platforms: []string{"linux"}, Arch: []string{"x86_64"}, PythonVersions: []string{"3.11"}, BuildBackends: []string{"flit_core.buildapi"},
+		Packages: []string{"flask"},
+	},
 }
 
 var wholeEntry = events.ManifestEntry{
@@ -98,13 +109,17 @@ func leaves(t testing.TB, c Command) (all []leaf) {
 				return
 			}
 			for i := range typ.NumField() {
-				name, _, _ := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
-				walk(typ.Field(i).Type, pointer+"/"+name, func(v reflect.Value) reflect.Value { return find(v).Field(i) })
+				name, _, tagged := strings.Cut(typ.Field(i).Tag.Get("json"), ",")
+				at := pointer + "/" + name
+				if typ.Field(i).Anonymous && !tagged && name == "" {
+					at = pointer
+				}
+				walk(typ.Field(i).Type, at, func(v reflect.Value) reflect.Value { return find(v).Field(i) })
 			}
 		case reflect.Slice:
 			add(typ, pointer, find)
 			walk(typ.Elem(), pointer+"/0", func(v reflect.Value) reflect.Value { return find(v).Index(0) })
-		case reflect.String, reflect.Int, reflect.Int64, reflect.Map, reflect.Array:
+		case reflect.String, reflect.Int, reflect.Int64, reflect.Float64, reflect.Map, reflect.Array:
 			add(typ, pointer, find)
 		case reflect.Bool: // cannot be bad
 		default:
@@ -186,7 +201,8 @@ func TestValidateForms(t *testing.T) {
 		"worker":      {"", "-w", ".w", strings.Repeat("a", 101)},
 		"python":      {"3", "2.7", "3.", "3.1111", "3.11.2", "4.0"},
 		"tags/0":      {"", "py3", "py3-none", "py3-none-any-x"},
-		"kind":        {"", "APT", "brew"},
+		"kind":        {"", "APT", "brew", "version"},
+		"items/0":     {"", "-y", "--reinstall", "https://files.example/x.deb", "ruby;reboot", "$(reboot)"},
 		"action":      {"", "Build", "rebuild"},
 		"reason code": {"", "Asked", "two words", "-a", "a-", "a--b", strings.Repeat("a", 51)},
 		"status":      {"", "Built", "queued"},
@@ -194,9 +210,13 @@ func TestValidateForms(t *testing.T) {
 		"strategy":    {"", "newest"},
 		"class":       {"", "Compiler", "bug"},
 		"build mode":  {"", "none"},
+		"hint":        {"", ".a", strings.Repeat("a", 101)},
+		"hint tag":    {"", "-a", strings.Repeat("a", 51)},
+		"severity":    {"", "Error", "fatal"},
 	}
 	forms := map[string]string{
 		"platform_tag": "platform", "metadata_sha256": "sha256", "sdist_sha256": "sha256", "wheel": "filename", "project": "name", "names/0": "name",
+		"packages/0": "name", "python_versions/0": "python", "id": "hint",
 	}
 	everyLeaf(t, func(t *testing.T, l leaf) {
 		if l.kind.Kind() != reflect.String || slices.Contains(unused, l.String()) {
@@ -215,12 +235,15 @@ func TestValidateForms(t *testing.T) {
 			return // free text
 		case last == "reason":
 			form = "reason code"
+		case l.String() == "hint.save /tags/0":
+			form = "hint tag"
 		case l.String() == "run.submit /build":
 			form = "build mode"
 		}
 		for _, value := range bad[form] {
 			optional := value == "" && (last == "wheel" || l.pointer == "/platform" || last == "sha256" && strings.Contains(l.command.Name(), "manifest"))
-			if !optional {
+			advice := value == "version" && strings.Contains(l.command.Name(), "hint") // which a hint may give
+			if !optional && !advice {
 				refuse(t, l, value)
 			}
 		}
@@ -228,7 +251,7 @@ func TestValidateForms(t *testing.T) {
 			for _, value := range paths {
 				refuse(t, l, value)
 			}
-		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "items/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0"}, last) {
+		} else if !slices.Contains([]string{"url", "requires_python", "constraints/0", "from", "to", "requirements", "constraints", "text", "host", "evidence/0", "detail/0", "warnings/0", "pattern", "note", "examples/0", "platforms/0", "arch/0", "build_backends/0"}, last) {
 			t.Errorf("%s has no form: say that it is free text, or what is bad", l)
 		}
 	})
@@ -244,6 +267,10 @@ func TestValidateNumbersAndLists(t *testing.T) {
 			if !strings.HasSuffix(l.pointer, "/attempt") || !slices.Contains(held, l.command.Name()) {
 				refuse(t, l, math.MinInt64)
 			}
+		case reflect.Float64:
+			refuse(t, l, -0.1)
+			refuse(t, l, 1.1)
+			refuse(t, l, math.NaN())
 		case reflect.Slice:
 			item := l.find(reflect.ValueOf(l.command)).Index(0)
 			many := reflect.MakeSlice(l.kind, 0, 50_001)
@@ -291,6 +318,31 @@ func TestValidateCombinations(t *testing.T) {
 		var f *fault.Error
 		if err := c.Validate(); !errors.As(err, &f) || len(f.Fields) != 1 || f.Fields[0].Pointer != pointer {
 			t.Errorf("%s: %v, want one reason at %s", c.Name(), err, pointer)
+		}
+	}
+}
+
+// Recipes keep to the grammar of their kind, since workers run what they say.
+func TestValidateRecipes(t *testing.T) {
+	for _, c := range []struct {
+		kind, item, pointer string
+	}{
+		{"apt", "libpq-dev", ""},
+		{"dnf", "libpq-devel", ""},
+		{"pip", "setuptools-scm[toml]>=6", ""},
+		{"constraint", "cython<3", ""},
+		{"env", "CFLAGS=-O1 -g", ""},
+		{"apt", "--purge", "/recipes/0/items/0"},
+		{"dnf", "libpq devel", "/recipes/0/items/0"},
+		{"pip", "--index-url=https://files.example", "/recipes/0/items/0"},
+		{"constraint", "cython @ https://files.example/x.whl", "/recipes/0/items/0"},
+		{"env", "LD_PRELOAD=x.so", "/recipes/0/items/0"},
+		{"version", "aiohttp>=3.8.3", "/recipes/0/kind"},
+	} {
+		enqueue := EnqueueBuild{Build: flask, Recipes: []events.Recipe{{Kind: c.kind, Items: []string{c.item}}}}
+		var f *fault.Error
+		if err := enqueue.Validate(); c.pointer == "" && err != nil || c.pointer != "" && (!errors.As(err, &f) || len(f.Fields) != 1 || f.Fields[0].Pointer != c.pointer) {
+			t.Errorf("%s %s: %v", c.kind, c.item, err)
 		}
 	}
 }

@@ -113,6 +113,8 @@ type BuildQueued struct {
 	Recipes     []Recipe  `json:"recipes,omitempty"`
 	Priority    int       `json:"priority"` // higher is leased earlier
 	Retry       bool      `json:"retry,omitempty"`
+	Hints       []string  `json:"hints,omitempty"`     // that brought recipes: nobody asked for this attempt but a verdict
+	NotBefore   time.Time `json:"not_before,omitzero"` // no lease before
 }
 
 // BuildLeased says that one worker builds it until the lease ends.
@@ -149,9 +151,10 @@ type BuildSucceeded struct {
 	StartedAt   time.Time `json:"started_at"`
 	DurationMS  int64     `json:"duration_ms"`
 	LogLines    int       `json:"log_lines"`
+	Hints       []string  `json:"hints,omitempty"` // whose recipes made it succeed
 }
 
-// BuildFailed says that an attempt ended without a wheel.
+// BuildFailed says that an attempt ended without a wheel. A BuildHinted says whether that was the last one.
 type BuildFailed struct {
 	build
 	Attempt    int       `json:"attempt"`

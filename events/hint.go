@@ -1,6 +1,11 @@
 package events
 
-import "strings"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"strings"
+)
 
 // HintStream is the stream of a hint.
 func HintStream(id string) string { return "hint/" + id }
@@ -42,10 +47,18 @@ type AppliesTo struct {
 	Packages       []string `json:"packages,omitempty"`        // normalised names (PEP 503)
 }
 
+// Twin is the same for hints that match the same lines of the same builds.
+func (h Hint) Twin() string {
+	data, _ := json.Marshal([]any{h.Pattern, h.AppliesTo}) // cannot fail: text and lists of text
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:16])
+}
+
 // HintSaved says that the hint is so from now on.
 type HintSaved struct {
 	hint
-	Hint Hint `json:"hint"`
+	Hint    Hint `json:"hint"`
+	Shipped bool `json:"shipped,omitempty"` // by this program's own catalogue
 }
 
 // HintDeleted says that the hint is not looked for any more.

@@ -14,7 +14,7 @@ import (
 	"github.com/wheelrefinery/refinery/events"
 )
 
-// sim is the loop of log, runs policy, bus and workers in memory, one small step at a time: what else happens between two steps is up to
+// sim is the loop of log, runs policy, verdicts, bus and workers in memory, one small step at a time: what else happens between two steps is up to
 // rapid. Decisions are the real ones.
 type sim struct {
 	*rapid.T
@@ -31,6 +31,11 @@ type sim struct {
 	built  map[string]bool      // build streams with a wheel
 	plans  map[uuid.UUID]events.RunPlanned
 	fails  map[string]bool // names whose build fails
+
+	judged  int                        // events that the hints policy has read
+	mends   map[string]bool            // names whose build fails until a recipe is in effect
+	hinted  map[string]bool            // names for whose failures there is a hint with a recipe
+	recipes map[string][]events.Recipe // in effect, by build stream
 }
 
 func newPolicy() *runsPolicy {
@@ -60,8 +65,11 @@ func (s *sim) handle(m Message) (applied bool) {
 		for _, e := range decided {
 			record(e)
 			s.builds[stream] = s.builds[stream].Fold(e)
-			if _, ok := e.(events.BuildSucceeded); ok {
+			switch e := e.(type) {
+			case events.BuildSucceeded:
 				s.built[stream] = true
+			case events.BuildQueued:
+				s.recipes[stream] = e.Recipes
 			}
 		}
 		return err == nil
@@ -109,6 +117,22 @@ func (s *sim) read() {
 	}
 }
 
+// judge lets the hints policy read one event.
+func (s *sim) judge() {
+	m := s.log[s.judged]
+	s.judged++
+	e, ok := m.Event.(events.BuildFailed)
+	if !ok {
+		return
+	}
+	id, _ := events.ParseBuild(m.Stream)
+	verdict := commands.HintBuild{Build: id, Attempt: e.Attempt, Most: 3, FailedAt: noon}
+	if s.hinted[id.Name] {
+		verdict.Hints = []events.HintMatch{{Hint: "h", Recipes: []events.Recipe{{Kind: "apt", Items: []string{"gcc"}}}}}
+	}
+	s.bus[m.Stream] = append(s.bus[m.Stream], reaction("policy:hints", m, verdict))
+}
+
 // save keeps what the policy knows; crash goes back there: commands are on the bus already, memory and checkpoint are old.
 func (s *sim) save() {
 	var err error
@@ -149,7 +173,7 @@ func (s *sim) work(stream string) {
 		s.do(commands.LeaseBuild{Build: id, Worker: "w", ExpiresAt: noon})
 	case rapid.IntRange(0, 9).Draw(s.T, "release") == 0:
 		s.do(commands.ReleaseBuild{Build: id, Attempt: b.Attempt, Reason: "drain"})
-	case s.fails[id.Name]:
+	case s.fails[id.Name], s.mends[id.Name] && len(s.recipes[stream]) == 0:
 		s.do(commands.FailBuild{Build: id, Attempt: b.Attempt, Worker: "w", Class: events.ClassCompiler, Reason: "no gcc"})
 	default:
 		s.do(commands.SucceedBuild{Build: id, Attempt: b.Attempt, Worker: "w", Wheel: *wheel(id.Name), SdistSHA256: sdist(id.Name).SHA256})
@@ -167,7 +191,7 @@ func (s *sim) workable() (streams []string) {
 }
 
 // For random plans that share builds, random results and any order of things: each run ends once; where nobody cancelled it, exactly what
-// fails has failed, exactly what depends on that is skipped and all else is there; nothing is asked for before what it needs is there.
+// fails has failed, exactly what depends on that is skipped and all else is there, what a hint mends too; nothing is asked for before what it needs is there.
 func TestRunsProperty(t *testing.T) {
 	for range 20 { // of 100 checks: some orders are rare
 		rapid.Check(t, checkRuns)
@@ -178,6 +202,7 @@ func checkRuns(t *rapid.T) {
 	s := &sim{
 		T: t, policy: newPolicy(), builds: map[string]commands.Build{}, runs: map[string]commands.Run{}, known: map[uuid.UUID]bool{},
 		bus: map[string][]Message{}, built: map[string]bool{}, plans: map[uuid.UUID]events.RunPlanned{}, fails: map[string]bool{},
+		mends: map[string]bool{}, hinted: map[string]bool{}, recipes: map[string][]events.Recipe{},
 	}
 	s.save()
 
@@ -194,6 +219,9 @@ func checkRuns(t *rapid.T) {
 			node.Action = "skip"
 		case 2, 3:
 			s.fails[node.Name] = true
+			s.hinted[node.Name] = rapid.Bool().Draw(t, "hinted") // and it does not help
+		case 4:
+			s.mends[node.Name], s.hinted[node.Name] = true, true
 		}
 		nodes = append(nodes, node)
 		for j := range i {
@@ -242,7 +270,7 @@ func checkRuns(t *rapid.T) {
 	for range rapid.IntRange(1, 3).Draw(t, "runs") {
 		submit()
 		for range rapid.IntRange(0, 60).Draw(t, "steps") {
-			switch rapid.IntRange(0, 11).Draw(t, "step") {
+			switch rapid.IntRange(0, 14).Draw(t, "step") {
 			case 0:
 				s.save()
 			case 1:
@@ -255,6 +283,12 @@ func checkRuns(t *rapid.T) {
 				if s.seen < len(s.log) {
 					s.read()
 				}
+			case 12, 13:
+				if s.judged < len(s.log) {
+					s.judge()
+				}
+			case 14:
+				s.judged = rapid.IntRange(0, s.judged).Draw(t, "judged") // it died, and reads again
 			case 6, 7, 8:
 				if len(s.bus) > 0 {
 					s.deliver(rapid.SampledFrom(slices.Sorted(maps.Keys(s.bus))).Draw(t, "stream"))
@@ -273,6 +307,8 @@ func checkRuns(t *rapid.T) {
 		}
 		if s.seen < len(s.log) {
 			s.read()
+		} else if s.judged < len(s.log) {
+			s.judge()
 		} else if len(s.bus) > 0 {
 			s.deliver(slices.Sorted(maps.Keys(s.bus))[0])
 		} else if streams := s.workable(); len(streams) > 0 {

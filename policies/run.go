@@ -51,6 +51,7 @@ type node struct {
 	Result     events.File `json:"result"`
 	DurationMS int64       `json:"duration_ms,omitempty"`
 	Why        string      `json:"why,omitempty"`
+	Failed     int         `json:"failed,omitempty"` // the attempt that failed and waits for its verdict
 }
 
 func (n *node) ended() bool { return n.Status != "" && n.Status != "asked" }
@@ -191,17 +192,25 @@ func (r *openRun) learn(m events.Recorded, e events.BuildEvent) bool {
 	}
 	switch e := e.(type) {
 	case events.BuildSucceeded:
-		n.Status, n.Result, n.DurationMS = "built", e.Wheel, e.DurationMS
+		n.Status, n.Why, n.Result, n.DurationMS = "built", "", e.Wheel, e.DurationMS
 	case events.BuildReused:
 		if e.Run != r.Run && !e.Own {
 			return false // another run is content with a wheel from elsewhere
 		}
-		n.Status, n.Result = "reused", e.Wheel
+		n.Status, n.Why, n.Result = "reused", "", e.Wheel
 	case events.BuildFailed:
 		if n.Status == "" {
 			return false // an attempt for another run: this one has not asked yet, and will
 		}
-		n.Status, n.Why, n.DurationMS = "failed", e.Reason, e.DurationMS
+		n.Failed, n.Why, n.DurationMS = e.Attempt, e.Reason, e.DurationMS // whether that was the last attempt, the verdict says
+	case events.BuildHinted:
+		if e.Attempt != n.Failed {
+			return false // nor does this run care for the verdict on an attempt for another
+		}
+		n.Failed = 0
+		if !e.Retry {
+			n.Status = "failed"
+		}
 	case events.BuildCancelled:
 		if e.Run != uuid.Nil && e.Run != r.Run {
 			return false // another run gave it up before it knew of this one, which asks for it after that

@@ -230,6 +230,8 @@ func TestFailureBeforeItAsked(t *testing.T) {
 	late := w.messages()
 	w.wants("enqueue b, plan a")
 	w.do(commands.FailBuild{Build: id("a"), Attempt: attempt, Worker: "w", Class: events.ClassOther, Reason: "x"})
+	w.wants("") // not before the verdict
+	w.do(commands.HintBuild{Build: id("a"), Attempt: attempt, Most: 1, FailedAt: noon})
 	w.settle(runs)
 	late = append(late, w.messages()...)
 	w.wants("finish")

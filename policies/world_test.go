@@ -193,7 +193,7 @@ func (w *world) plan(edges []events.Edge, nodes ...events.Node) uuid.UUID {
 	return run
 }
 
-// succeed and failed are a worker's attempts at a build that waits.
+// succeed and failed are a worker's attempts at a build that waits; to the failed one no hint applies.
 func (w *world) succeed(names ...string) {
 	w.Helper()
 	for _, name := range names {
@@ -204,7 +204,11 @@ func (w *world) succeed(names ...string) {
 
 func (w *world) failed(name string) {
 	w.Helper()
-	w.do(commands.FailBuild{Build: id(name), Attempt: w.lease(name), Worker: "w", Class: events.ClassCompiler, Reason: "no gcc"})
+	a := w.lease(name)
+	w.do(
+		commands.FailBuild{Build: id(name), Attempt: a, Worker: "w", Class: events.ClassCompiler, Reason: "no gcc"},
+		commands.HintBuild{Build: id(name), Attempt: a, Most: 1, FailedAt: noon},
+	)
 }
 
 func (w *world) lease(name string) (attempt int) {

@@ -14,20 +14,22 @@ type BuildRow struct {
 	Stream   string `db:"stream" sql:"text primary key"`
 	Position int64  `db:"position" sql:"bigint"` // of its first event
 	Target
-	VersionKey      string       `db:"version_key" sql:"text"`
-	Status          string       `db:"status" sql:"text"`
-	Attempt         int          `db:"attempt" sql:"bigint"` // the last, 0 before the first
-	Priority        int          `db:"priority" sql:"bigint"`
-	Run             uuid.UUID    `db:"run_id" sql:"uuid"` // that asked last
-	QueuedAt        time.Time    `db:"queued_at" sql:"timestamptz"`
-	QueuedPosition  int64        `db:"queued_position" sql:"bigint"` // of the last event that queued it; 0: none
-	UpdatedAt       time.Time    `db:"updated_at" sql:"timestamptz"`
-	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
-	Wheel           *events.File `db:"wheel" sql:"jsonb"`
-	Class           string       `db:"class" sql:"text"` // of the last failure, until it is queued again
-	Reason          string       `db:"reason" sql:"text"`
-	Evidence        []string     `db:"evidence" sql:"jsonb"`
-	Attempts        []Attempt    `db:"attempts" sql:"jsonb"` // the last mostAttempts
+	VersionKey      string          `db:"version_key" sql:"text"`
+	Status          string          `db:"status" sql:"text"`
+	Attempt         int             `db:"attempt" sql:"bigint"` // the last, 0 before the first
+	Priority        int             `db:"priority" sql:"bigint"`
+	Run             uuid.UUID       `db:"run_id" sql:"uuid"` // that asked last
+	QueuedAt        time.Time       `db:"queued_at" sql:"timestamptz"`
+	QueuedPosition  int64           `db:"queued_position" sql:"bigint"` // of the last event that queued it; 0: none
+	UpdatedAt       time.Time       `db:"updated_at" sql:"timestamptz"`
+	UpdatedPosition int64           `db:"updated_position" sql:"bigint"`
+	Wheel           *events.File    `db:"wheel" sql:"jsonb"`
+	Class           string          `db:"class" sql:"text"` // of the last failure, until it is queued again
+	Reason          string          `db:"reason" sql:"text"`
+	Evidence        []string        `db:"evidence" sql:"jsonb"`
+	Attempts        []Attempt       `db:"attempts" sql:"jsonb"` // the last mostAttempts
+	Recipes         []events.Recipe `db:"recipes" sql:"jsonb"`  // in effect since it was queued last
+	Hints           []string        `db:"hints" sql:"jsonb"`    // those that the last failed attempt matched; once it is built, those that did it
 }
 
 // Key is the build's stream.
@@ -35,15 +37,16 @@ func (b BuildRow) Key() string { return b.Stream }
 
 // Attempt is one lease of a build and how it ended.
 type Attempt struct {
-	Number     int       `json:"number"`
-	Worker     string    `json:"worker"`
-	Status     string    `json:"status"` // leased, building, built, failed, released, lost, cancelled
-	Class      string    `json:"class,omitempty"`
-	Reason     string    `json:"reason,omitempty"`
-	LeasedAt   time.Time `json:"leased_at"`
-	EndedAt    time.Time `json:"ended_at,omitzero"`
-	DurationMS int64     `json:"duration_ms,omitempty"`
-	LogLines   int       `json:"log_lines,omitempty"`
+	Number     int                `json:"number"`
+	Worker     string             `json:"worker"`
+	Status     string             `json:"status"` // leased, building, built, failed, released, lost, cancelled
+	Class      string             `json:"class,omitempty"`
+	Reason     string             `json:"reason,omitempty"`
+	LeasedAt   time.Time          `json:"leased_at"`
+	EndedAt    time.Time          `json:"ended_at,omitzero"`
+	DurationMS int64              `json:"duration_ms,omitempty"`
+	LogLines   int                `json:"log_lines,omitempty"`
+	Hints      []events.HintMatch `json:"hints,omitempty"` // that its log matched
 }
 
 const mostAttempts = 100
@@ -68,13 +71,15 @@ func (t *buildTables) build(m events.Recorded) {
 	case events.BuildPlanned:
 		b.Run = e.Run
 	case events.BuildQueued:
-		b.Priority = e.Priority
+		b.Priority, b.Recipes = e.Priority, e.Recipes
 		if e.Run != (uuid.UUID{}) {
 			b.Run = e.Run
 		}
 		if !waiting(b.Status) {
 			b.QueuedAt, b.QueuedPosition = m.Time, m.Position
-			b.Class, b.Reason, b.Evidence = "", "", nil
+			if len(e.Hints) == 0 {
+				b.Class, b.Reason, b.Evidence, b.Hints = "", "", nil, nil
+			}
 		}
 	case events.BuildLeased:
 		b.Attempt = e.Attempt
@@ -91,7 +96,7 @@ func (t *buildTables) build(m events.Recorded) {
 			}
 		})
 	case events.BuildSucceeded:
-		b.Wheel, b.Class, b.Reason, b.Evidence = &e.Wheel, "", "", nil
+		b.Wheel, b.Class, b.Reason, b.Evidence, b.Hints = &e.Wheel, "", "", nil, e.Hints
 		b.attempt(e.Attempt, func(a *Attempt) {
 			a.Status, a.EndedAt, a.DurationMS, a.LogLines = Built, m.Time, e.DurationMS, e.LogLines
 		})
@@ -101,6 +106,9 @@ func (t *buildTables) build(m events.Recorded) {
 			a.Status, a.EndedAt, a.DurationMS, a.LogLines = Failed, m.Time, e.DurationMS, e.LogLines
 			a.Class, a.Reason = string(e.Class), e.Reason
 		})
+	case events.BuildHinted:
+		b.Hints = hintIDs(e.Hints)
+		b.attempt(e.Attempt, func(a *Attempt) { a.Hints = e.Hints })
 	case events.BuildReused:
 		b.Run, b.Wheel = e.Run, &e.Wheel
 	case events.BuildSkipped:

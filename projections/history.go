@@ -26,6 +26,15 @@ type HistoryRow struct {
 	DurationMS int64     `db:"duration_ms" sql:"bigint"`
 }
 
+// HistoryHint says that a hint matched the failed attempt of a history entry, or that its recipes made an attempt succeed.
+type HistoryHint struct {
+	Position int64  `db:"position" sql:"bigint primary key"` // of the entry
+	Hint     string `db:"hint" sql:"text primary key"`
+}
+
+// Key is all of it.
+func (h HistoryHint) Key() HistoryHint { return h }
+
 // HistoryClock is the time of the newest entry, in one row. Processes whose clocks differ append to one log; here positions in order have
 // times in order, so that a span of time is a span of positions.
 type HistoryClock struct {
@@ -38,6 +47,7 @@ func (c HistoryClock) Key() int64 { return c.ID }
 
 type historyTables struct {
 	entries *journal[HistoryRow]
+	hints   *table[HistoryHint, HistoryHint]
 	clock   *table[int64, HistoryClock]
 }
 
@@ -46,23 +56,32 @@ var history = define("history", 1, func(m *models) *historyTables {
 		newJournal[HistoryRow](m, "entries",
 			"(name, position)", "(version_key, position)", "(status, position)", "(run_id, position) where run_id is not null",
 			"(python_tag, position)", "(platform_tag, position)", "(time, position) include (status)"),
+		newTable[HistoryHint, HistoryHint](m, "hints", "(hint, position)"),
 		newTable[int64, HistoryClock](m, "clock"),
 	}
 }, onEach((*historyTables).add, buildEvents...)...)
 
 func (t *historyTables) add(m events.Recorded) {
-	row, ok := historyOf(m)
-	if !ok {
-		return
+	if row, ok := historyOf(m); ok {
+		clock, _ := t.clock.Get(1)
+		if row.Time.Before(clock.Time) {
+			row.Time = clock.Time
+		} else {
+			t.clock.Put(HistoryClock{1, row.Time})
+		}
+		row.VersionKey = VersionKey(row.Version)
+		t.entries.Insert(row)
 	}
-	clock, _ := t.clock.Get(1)
-	if row.Time.Before(clock.Time) {
-		row.Time = clock.Time
-	} else {
-		t.clock.Put(HistoryClock{1, row.Time})
+	switch e := m.Event.(type) {
+	case events.BuildHinted:
+		for _, h := range hintIDs(e.Hints) {
+			t.hints.Put(HistoryHint{m.Causation, h}) // what the verdict is on is what caused it
+		}
+	case events.BuildSucceeded:
+		for _, h := range e.Hints {
+			t.hints.Put(HistoryHint{m.Position, h})
+		}
 	}
-	row.VersionKey = VersionKey(row.Version)
-	t.entries.Insert(row)
 }
 
 // historyOf is the history entry of an event, if it makes one.

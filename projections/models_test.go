@@ -60,7 +60,7 @@ func TestQueueKeepsThePlaceOfWhatIsHandedBack(t *testing.T) {
 
 	m.apply(t, build(flask, events.BuildReleased{Attempt: 1, Worker: "w", Lost: true})...)
 	e, ok := q.entries.Get(flask.Stream())
-	same(t, QueueEntry{flask.Stream(), "cp311", "linux_s390x", 2, 1}, e)
+	same(t, QueueEntry{Stream: flask.Stream(), PythonTag: "cp311", PlatformTag: "linux_s390x", Priority: 2, Position: 1}, e)
 	row, _ := q.builds.Get(flask.Stream())
 	same(t, QueueRow{
 		Stream: flask.Stream(), Target: Target(flask), Status: Retrying, Priority: 2, Position: 1, QueuedAt: m.time(1), Attempts: 1,
@@ -224,7 +224,7 @@ func TestRunFollowsItsBuilds(t *testing.T) {
 	// A second run wants what is under way for the first.
 	m.apply(t, ofRun(runB, events.RunSubmitted{}, events.RunPlanned{Plan: runB, Nodes: []events.Node{node(jinja, "build")}})...)
 	state(runB, RunPlanned, 1, map[string]int{Leased: 1})
-	m.apply(t, build(jinja, events.BuildFailed{Attempt: 1})...)
+	m.apply(t, build(jinja, events.BuildFailed{Attempt: 1}, events.BuildHinted{Attempt: 1})...)
 	m.apply(t, build(flask, events.BuildSkipped{Run: runA})...)
 	state(runA, RunBuilding, 3, map[string]int{Skipped: 1, Failed: 1, Reused: 1})
 	state(runB, RunBuilding, 1, map[string]int{Failed: 1})

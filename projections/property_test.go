@@ -35,6 +35,11 @@ func anyFact() *rapid.Generator[fact] {
 		yes := rapid.Bool().Draw(t, "yes")
 		lines := rapid.SliceOfN(rapid.StringMatching(`[a-zé ]{0,9}`), 0, 2).Draw(t, "lines")
 		at := time.Date(2026, 1, 1, 0, 0, 0, 123456789, time.FixedZone("", 3600))
+		hinted := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"libpq", "openssl", "gcc"}), 1, 3, rapid.ID).Draw(t, "hints")
+		var matches []events.HintMatch
+		for _, h := range hinted {
+			matches = append(matches, events.HintMatch{Hint: h, Line: attempt, Recipes: []events.Recipe{{Kind: "apt", Items: lines}}})
+		}
 		entries := []events.ManifestEntry{{Name: id.Name, Version: id.Version, Status: Built, Reason: fmt.Sprint(attempt)}}
 		node := events.Node{
 			Name: id.Name, Version: id.Version, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag,
@@ -46,6 +51,11 @@ func anyFact() *rapid.Generator[fact] {
 			of(events.BuildPlanned{Run: run}),
 			of(events.BuildQueued{Run: run, Priority: attempt, Constraints: lines, Retry: yes, Sdist: &wheel}),
 			of(events.BuildQueued{Priority: -attempt}),
+			of(events.BuildQueued{Hints: hinted, NotBefore: at, Recipes: []events.Recipe{{Kind: "apt", Items: lines}}}),
+			of(events.BuildHinted{Attempt: attempt, Hints: matches, Retry: yes}),
+			of(events.BuildSucceeded{Attempt: attempt, Wheel: wheel, Hints: hinted}),
+			{events.HintStream(hinted[0]), events.HintSaved{Hint: events.Hint{ID: hinted[0], Pattern: "x", Tags: lines}, Shipped: yes}},
+			{events.HintStream(hinted[0]), events.HintDeleted{}},
 			of(events.BuildLeased{Attempt: attempt, Worker: "w", ExpiresAt: at}),
 			of(events.BuildStarted{Attempt: attempt}),
 			of(events.BuildReleased{Attempt: attempt, Worker: "w", Reason: "gone", Lost: yes}),

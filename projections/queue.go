@@ -12,11 +12,12 @@ import (
 
 // QueueEntry is a place in the queue.
 type QueueEntry struct {
-	Stream      string `db:"stream" sql:"text primary key"`
-	PythonTag   string `db:"python_tag" sql:"text"`
-	PlatformTag string `db:"platform_tag" sql:"text"`
-	Priority    int    `db:"priority" sql:"bigint"`
-	Position    int64  `db:"position" sql:"bigint"`
+	Stream      string    `db:"stream" sql:"text primary key"`
+	PythonTag   string    `db:"python_tag" sql:"text"`
+	PlatformTag string    `db:"platform_tag" sql:"text"`
+	Priority    int       `db:"priority" sql:"bigint"`
+	Position    int64     `db:"position" sql:"bigint"`
+	NotBefore   time.Time `db:"not_before" sql:"timestamptz"` // zero: at once
 }
 
 // Key is the build's stream.
@@ -35,6 +36,8 @@ type QueueRow struct {
 	Sdist       *events.File    `db:"sdist" sql:"jsonb"`
 	Constraints []string        `db:"constraints" sql:"jsonb"`
 	Recipes     []events.Recipe `db:"recipes" sql:"jsonb"`
+	NotBefore   time.Time       `db:"not_before" sql:"timestamptz"` // zero: at once
+	Class       string          `db:"class" sql:"text"`             // of its last failure
 }
 
 // Key is the build's stream.
@@ -76,7 +79,8 @@ type queueTables struct {
 
 var queue = define("queue", 1, func(m *models) *queueTables {
 	return &queueTables{
-		newTable[string, QueueEntry](m, "entries", "((-priority), position)", "(python_tag, platform_tag, (-priority), position)"),
+		newTable[string, QueueEntry](m, "entries", "((-priority), position)", "(python_tag, platform_tag, (-priority), position)",
+			"(python_tag, platform_tag, not_before) where not_before is not null"),
 		newTable[string, QueueRow](m, "builds", "(position) where status in ('queued', 'retrying', 'leased')"),
 		newTable[int64, QueueState](m, "state"),
 		newJournal[QueueClear](m, "clears"),
@@ -114,6 +118,7 @@ func (t *queueTables) queued(e events.BuildQueued, m events.Recorded) {
 	if len(e.Recipes) > 0 {
 		b.Recipes = e.Recipes
 	}
+	b.NotBefore = e.NotBefore
 	if waiting(b.Status) {
 		if !inQueue {
 			b.Position, b.QueuedAt = m.Position, m.Time
@@ -126,7 +131,7 @@ func (t *queueTables) queued(e events.BuildQueued, m events.Recorded) {
 func (t *queueTables) leased(e events.BuildLeased, m events.Recorded) {
 	b := t.leave(m)
 	b.Stream, b.Target = m.Stream, targetOf(m)
-	b.Status, b.Attempts = after(b.Status, e), e.Attempt
+	b.Status, b.Attempts, b.NotBefore = after(b.Status, e), e.Attempt, time.Time{}
 	t.count(b.Target, 0, 1)
 	t.builds.Put(b)
 }
@@ -150,12 +155,15 @@ func (t *queueTables) ended(m events.Recorded) {
 	}
 	t.leave(m)
 	b.Status = status
+	if e, ok := m.Event.(events.BuildFailed); ok {
+		b.Class = string(e.Class)
+	}
 	t.builds.Put(b)
 }
 
 // enter puts b in the queue at its place.
 func (t *queueTables) enter(b QueueRow, inQueue bool) {
-	t.entries.Put(QueueEntry{b.Stream, b.PythonTag, b.PlatformTag, b.Priority, b.Position})
+	t.entries.Put(QueueEntry{b.Stream, b.PythonTag, b.PlatformTag, b.Priority, b.Position, b.NotBefore})
 	if !inQueue {
 		t.count(b.Target, 1, 0)
 	}
@@ -225,11 +233,22 @@ func (t *queueTables) resumed(events.QueueResumed, events.Recorded) {
 	t.state.Put(s)
 }
 
-// Candidates reads the builds that a worker of these tags may lease, the first to lease first. Whether the queue is paused is in Queue.
-func Candidates(ctx context.Context, q Querier, pythonTag, platformTag string, limit int) ([]QueueRow, error) {
-	return Query[QueueRow](ctx, q, `from (select b.* from queue.entries e join queue.builds b on b.stream = e.stream
-		where e.python_tag = $1 and e.platform_tag = $2 order by -e.priority, e.position limit $3) c order by -priority, position`,
-		pythonTag, platformTag, limit)
+// Candidates reads the builds that a worker of these tags may lease now, the first to lease first, and the time when there may be more of
+// them although nothing happens; zero: never. Whether the queue is paused is in Queue.
+func Candidates(ctx context.Context, q Querier, pythonTag, platformTag string, now time.Time, limit int) ([]QueueRow, time.Time, error) {
+	later, err := Query[QueueEntry](ctx, q, `from queue.entries where python_tag = $1 and platform_tag = $2 and not_before > $3
+		order by not_before limit 1`, pythonTag, platformTag, now)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	var more time.Time
+	if len(later) > 0 {
+		more = later[0].NotBefore
+	}
+	rows, err := Query[QueueRow](ctx, q, `from (select b.* from queue.entries e join queue.builds b on b.stream = e.stream
+		where e.python_tag = $1 and e.platform_tag = $2 and (e.not_before is null or e.not_before <= $3)
+		order by -e.priority, e.position limit $4) c order by -priority, position`, pythonTag, platformTag, now, limit)
+	return rows, more, err
 }
 
 // Cleared waits for the queue and reads the builds that the queue.cleared event at position took out, or that were leased then, and have

@@ -19,7 +19,7 @@ import (
 )
 
 // all lists every projection.
-var all = []projection{artifacts, builds, history, logs, manifest, plans, queue, runs, summary, workers}
+var all = []projection{artifacts, builds, hints, history, logs, manifest, plans, queue, runs, summary, workers}
 
 // Runner feeds the read models and rebuilds them. Any number of processes may run one; each projection is fed by one of them.
 type Runner struct {

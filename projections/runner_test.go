@@ -55,9 +55,9 @@ func TestCandidatesInLeaseOrder(t *testing.T) {
 	if err := r.Wait(ctx, last); err != nil {
 		t.Fatal(err)
 	}
-	rows, err := Candidates(ctx, pool, "cp311", "linux_s390x", 10)
-	if err != nil {
-		t.Fatal(err)
+	rows, more, err := Candidates(ctx, pool, "cp311", "linux_s390x", epoch, 10)
+	if err != nil || !more.IsZero() {
+		t.Fatal(more, err)
 	}
 	var order []string
 	for _, row := range rows {
@@ -76,7 +76,7 @@ func TestCandidatesInLeaseOrder(t *testing.T) {
 	if n, err := ClearCount(ctx, pool, last); n != 4 || err != nil {
 		t.Errorf("%d cleared, %v", n, err)
 	}
-	if rows, err := Candidates(ctx, pool, "cp311", "linux_s390x", 10); len(rows) > 0 || err != nil {
+	if rows, _, err := Candidates(ctx, pool, "cp311", "linux_s390x", epoch, 10); len(rows) > 0 || err != nil {
 		t.Errorf("%v, %v after the queue was cleared", rows, err)
 	}
 }

@@ -176,6 +176,10 @@ func (t *runTables) build(m events.Recorded) {
 	}
 	e := m.Event.(events.BuildEvent)
 	only, one := concerns(e)
+	_, judging := e.(events.BuildFailed) // whether that was the last attempt, the verdict says
+	if hinted, ok := e.(events.BuildHinted); ok {
+		judging = hinted.Retry
+	}
 	wants := make([]RunWant, 0, len(node.Runs))
 	changed := false
 	for _, w := range node.Runs {
@@ -198,7 +202,7 @@ func (t *runTables) build(m events.Recorded) {
 			t.runs.Put(r)
 			w.Status, changed = status, true
 		}
-		if ended(status) {
+		if ended(status) && !(judging && status == Failed) {
 			continue // what happens to the build from here on is no matter of this run
 		}
 		wants = append(wants, w)

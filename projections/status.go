@@ -14,7 +14,7 @@ const (
 	Queued    = "queued"
 	Leased    = "leased"
 	Building  = "building"
-	Retrying  = "retrying" // waits again: an attempt was handed back, or its worker was lost
+	Retrying  = "retrying" // waits again: an attempt was handed back, its worker was lost, or hints may mend what failed
 	Built     = "built"
 	Reused    = "reused"
 	Failed    = "failed"
@@ -31,12 +31,15 @@ func leased(status string) bool  { return status == Leased || status == Building
 // after is the status of a build after an event of its stream, "" before the first. What one run plans, reuses or gives up does not
 // change a build that is under way for another.
 func after(status string, e events.BuildEvent) string {
-	switch e.(type) {
+	switch e := e.(type) {
 	case events.BuildPlanned:
 		return unlessActive(status, Planned)
 	case events.BuildQueued:
-		if leased(status) {
+		switch {
+		case leased(status):
 			return status
+		case len(e.Hints) > 0:
+			return Retrying
 		}
 		return Queued
 	case events.BuildLeased:
@@ -49,6 +52,8 @@ func after(status string, e events.BuildEvent) string {
 		return Built
 	case events.BuildFailed:
 		return Failed
+	case events.BuildHinted:
+		return status // where it is tried again, BuildQueued follows
 	case events.BuildReused:
 		return unlessActive(status, Reused)
 	case events.BuildSkipped:
@@ -94,6 +99,7 @@ var buildEvents = []events.Event{
 	events.BuildReleased{},
 	events.BuildSucceeded{},
 	events.BuildFailed{},
+	events.BuildHinted{},
 	events.BuildReused{},
 	events.BuildSkipped{},
 	events.BuildCancelled{},

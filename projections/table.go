@@ -285,7 +285,11 @@ func (s *shape) insert(b *pgx.Batch, schema string, rows reflect.Value) error {
 				set = append(set, c.name+" = excluded."+c.name)
 			}
 		}
-		sql += fmt.Sprintf(" on conflict (%s) do update set %s", names(s.keys), strings.Join(set, ", "))
+		action := "nothing"
+		if len(set) > 0 {
+			action = "update set " + strings.Join(set, ", ")
+		}
+		sql += fmt.Sprintf(" on conflict (%s) do %s", names(s.keys), action)
 	}
 	b.Queue(sql, args...)
 	return nil

@@ -52,11 +52,11 @@ func (s *Server) build(r projections.BuildRow) api.Build {
 	b := api.Build{
 		Name: r.Name, Version: r.Version, PythonTag: r.PythonTag, PlatformTag: r.PlatformTag, Status: api.BuildStatus(r.Status),
 		Attempt: r.Attempt, Priority: r.Priority, RunID: optional(r.Run), QueuedAt: optional(r.QueuedAt), UpdatedAt: r.UpdatedAt,
-		Class: api.Class(r.Class), Reason: r.Reason, Evidence: r.Evidence,
+		Class: api.Class(r.Class), Reason: r.Reason, Evidence: r.Evidence, Recipes: convert(r.Recipes, recipe), Hints: convert(r.Hints, same),
 		Attempts: convert(r.Attempts, func(a projections.Attempt) api.BuildAttempt {
 			out := api.BuildAttempt{
 				Number: a.Number, Worker: a.Worker, Status: a.Status, Class: api.Class(a.Class), Reason: a.Reason,
-				LeasedAt: a.LeasedAt, EndedAt: optional(a.EndedAt), LogLines: a.LogLines,
+				LeasedAt: a.LeasedAt, EndedAt: optional(a.EndedAt), LogLines: a.LogLines, Hints: convert(a.Hints, hintMatch),
 			}
 			if out.EndedAt != nil {
 				out.DurationMS = &a.DurationMS

@@ -86,7 +86,7 @@ func (f *fixture) fill(n int) {
 		end := []events.Event{
 			events.BuildQueued{Run: run, Priority: i % 4},
 			events.BuildFailed{Attempt: 1, Run: run, Class: events.ClassCompiler, Reason: "no compiler"},
-			events.BuildSucceeded{Attempt: 1, Run: run, Wheel: wheel},
+			events.BuildSucceeded{Attempt: 1, Run: run, Wheel: wheel, Hints: []string{fmt.Sprintf("h-%d", i%100)}},
 			events.BuildReused{Run: run, Wheel: wheel},
 		}[i%4]
 		add(b.Stream(), end)
@@ -95,6 +95,12 @@ func (f *fixture) fill(n int) {
 		}
 		filename := fmt.Sprintf("pkg_%d-1.%d-cp39-cp39-linux_x86_64.whl", i%500, i/500)
 		add(events.ArtifactStream(filename), events.ArtifactPublished{Filename: filename, Project: b.Name, Version: b.Version, Tags: []string{}, Build: b, Attempt: 1})
+		if i%20 == 0 {
+			hint := fmt.Sprintf("h-%d", i/20)
+			add(events.HintStream(hint), events.HintSaved{Hint: events.Hint{
+				ID: hint, Pattern: "x", Severity: []string{"error", "info"}[i/20%2], Tags: []string{fmt.Sprintf("t-%d", i%1000)},
+			}})
+		}
 		if i%20 == 1 {
 			add(b.Log(1), events.LogAppended{FirstLine: 1, Lines: 1, Text: "x\n"})
 		}
@@ -158,8 +164,11 @@ func TestReadsUseIndexes(t *testing.T) {
 			"python_tag=cp310", "python_tag=cp310&platform_tag=linux_s390x", "from=2020-01-01T00:00:00Z", "to=2020-01-01T00:00:00Z", "from=2100-01-01T00:00:00Z", "platform_tag=any",
 			"version=1.3", "version=nothing", "python_tag=nothing", "version=1.3&status=failed", "package=pkg-7&from=2020-01-01T00:00:00Z&to=2100-01-01T00:00:00Z",
 			"from=2020-01-01T00:00:00Z&to=2020-01-02T00:00:00Z", "status=failed&from=2100-01-01T00:00:00Z",
+			"hint_id=h-6", "hint_id=none", "hint_id=h-6&status=failed",
 			"package=pkg-7&status=failed&python_tag=cp310&platform_tag=linux_s390x&run_id=" + run,
 		},
+		"/hints":          {"", "q=x", "q=h-77", "severity=error", "tag=t-40", "tag=t-40&severity=info&q=h"},
+		"/hints/h-7":      {""},
 		"/recent":         {"", "package=pkg-7", "status=failed"},
 		"/builds":         {"", "package=pkg-7", "package=pkg-7&version=1.3", "version=1.3", "version=nothing", "status=queued", "status=queued&status=failed", "run_id=" + run},
 		"/artifacts":      {"", "package=pkg-7", "package=pkg-7&version=1.3", "version=1.3", "version=nothing"},

@@ -28,8 +28,15 @@ func (s *Server) ListHistory(ctx context.Context, request api.ListHistoryRequest
 		if err := w.during(p.From, p.To); err != nil {
 			return nil, err
 		}
+		if p.HintID != nil {
+			w.and("position in (select position from history.hints where hint = %s)", *p.HintID)
+		}
 		rows, next, err := historyList.read(ctx, s.db, w, p.Limit, p.Cursor)
-		return page{api.HistoryList{Items: convert(rows, historyEntry), Next: next}, next}, err
+		if err != nil {
+			return nil, err
+		}
+		items := convert(rows, historyEntry)
+		return page{api.HistoryList{Items: items, Next: next}, next}, s.hinted(ctx, items)
 	})
 }
 

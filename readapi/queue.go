@@ -13,18 +13,19 @@ import (
 // queued is a build in the queue, without what only a lease needs.
 type queued struct {
 	projections.Target
-	Status   string    `db:"status"`
-	Priority int       `db:"priority"`
-	Position int64     `db:"position"`
-	QueuedAt time.Time `db:"queued_at"`
-	Attempts int       `db:"attempts"`
-	Run      uuid.UUID `db:"run_id"`
+	Status    string    `db:"status"`
+	Priority  int       `db:"priority"`
+	Position  int64     `db:"position"`
+	QueuedAt  time.Time `db:"queued_at"`
+	Attempts  int       `db:"attempts"`
+	Run       uuid.UUID `db:"run_id"`
+	NotBefore time.Time `db:"not_before"`
 }
 
 // queueList is in lease order. What it is filtered and sorted by is the entries', which have the indexes.
 var queueList = list[queued]{
 	name: "queue", by: []string{"(-priority)", "position"},
-	from: `(select e.python_tag, e.platform_tag, e.priority, e.position, b.name, b.version, b.status, b.queued_at, b.attempts, b.run_id
+	from: `(select e.python_tag, e.platform_tag, e.priority, e.position, b.name, b.version, b.status, b.queued_at, b.attempts, b.run_id, b.not_before
 		from queue.entries e join queue.builds b on b.stream = e.stream) q`,
 	keyOf: func(q queued) []int64 { return []int64{int64(-q.Priority), q.Position} },
 }
@@ -42,6 +43,7 @@ func (s *Server) ListQueue(ctx context.Context, request api.ListQueueRequestObje
 			return api.QueueEntry{
 				Name: r.Name, Version: r.Version, PythonTag: r.PythonTag, PlatformTag: r.PlatformTag, Status: api.BuildStatus(r.Status),
 				Priority: r.Priority, QueuedAt: r.QueuedAt, AgeSeconds: age(r.QueuedAt, now), Attempts: r.Attempts, RunID: optional(r.Run),
+				NotBefore: r.NotBefore,
 			}
 		}), Next: next}, next}, err
 	})

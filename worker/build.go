@@ -11,8 +11,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -97,14 +95,16 @@ func (w *Worker) makeWheel(ctx context.Context, job *api.Job, log *logStream, re
 		return api.WheelRef{}, err
 	}
 	defer s.close()
-	env, extra, err := recipes(ctx, job.Recipes, log)
+	b := job.Build
+	log.say(ctx, "building %s %s for %s %s, attempt %d, on worker %s", b.Name, b.Version, b.PythonTag, b.PlatformTag, job.Attempt, w.ID)
+	add, err := w.apply(ctx, job, log)
 	if err != nil {
 		return api.WheelRef{}, err
 	}
-	b := job.Build
-	log.say(ctx, "building %s %s for %s %s, attempt %d, on worker %s", b.Name, b.Version, b.PythonTag, b.PlatformTag, job.Attempt, w.ID)
+	env := add.env
 	ask := map[string]any{
-		"do": "prepare", "name": b.Name, "version": b.Version, "constraints": job.Constraints, "extra": extra, "index_url": job.IndexURL,
+		"do": "prepare", "name": b.Name, "version": b.Version, "constraints": job.Constraints, "extra": add.requirements, "limits": add.limits,
+		"env": env, "index_url": job.IndexURL,
 	}
 	if job.Sdist.SHA256 != "" {
 		ask["sdist"] = job.Sdist
@@ -223,35 +223,6 @@ func (w *Worker) publish(ctx context.Context, job *api.Job, s *scene, b *box, lo
 		log.say(ctx, "the index has %s from another build already, SHA-256 %s: that one stays", stored.Filename, stored.SHA256)
 	}
 	return stored, nil
-}
-
-var assignment = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*=[^\x00\n]*$`)
-
-// Variables that recipes may not set: they are how the worker runs a build.
-var reserved = []string{"PATH", "HOME", "TMPDIR", "USER", "LOGNAME", "VIRTUAL_ENV"}
-
-// recipes reads what a build needs beside its requirements: variables, and more build requirements.
-func recipes(ctx context.Context, list []api.Recipe, log *logStream) (env map[string]string, extra []string, err error) {
-	env = map[string]string{}
-	for _, r := range list {
-		switch r.Kind {
-		case "env":
-			for _, item := range r.Items {
-				name, value, _ := strings.Cut(item, "=")
-				if len(item) > 4096 || !assignment.MatchString(item) || slices.Contains(reserved, name) || strings.HasPrefix(name, "LD_") || strings.HasPrefix(name, "UV_") {
-					return nil, nil, &fault{Class: classOther, Reason: fmt.Sprintf("the recipe's assignment %.100q is not allowed", item)}
-				}
-				env[name] = value
-			}
-			log.say(ctx, "recipe: %s", strings.Join(r.Items, " "))
-		case "pip":
-			extra = append(extra, r.Items...)
-			log.say(ctx, "recipe: build with %s", strings.Join(r.Items, " "))
-		default:
-			log.say(ctx, "needs %s packages %s, not installed: start with --allow-system-packages (not available yet)", r.Kind, strings.Join(r.Items, " "))
-		}
-	}
-	return env, extra, nil
 }
 
 // debugLog passes what the planner says on to the worker's own log.

@@ -61,6 +61,9 @@ func (w *Worker) Prepare(ctx context.Context) error {
 func (w *Worker) identify() error {
 	w.builder = identity{uid: -1, gid: -1}
 	root := os.Getuid() == 0
+	if w.Packages && !root {
+		return errors.New("only root can install packages: start as root or leave --allow-system-packages out")
+	}
 	switch {
 	case w.BuildUser == "":
 		w.pool = root

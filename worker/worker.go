@@ -37,6 +37,7 @@ type Config struct {
 	Disk          int64         // bytes, of one build; default 10 GiB
 	Log           int64         // bytes kept of one build's log; default 16 MiB
 	UpstreamIndex string        // default: what uv or pip are configured to use
+	Packages      bool          // recipes may install packages of the distribution; needs root
 	Logger        *slog.Logger
 }
 
@@ -56,6 +57,7 @@ type Worker struct {
 	venv, program string // folders in dir
 	tags          Tags
 
+	installing  sync.Mutex // packages of the distribution, one build's at a time
 	upstreamMu  sync.Mutex
 	upstreamURL string
 

@@ -332,6 +332,7 @@ func TestResults(t *testing.T) {
 	p.send(422, "POST", "/worker/result", api.ResultReport{Worker: "w1", Build: id, Attempt: 2, Status: "failed"}).says("/class")
 	p.send(409, "POST", "/worker/result", api.ResultReport{Worker: "w1", Build: id, Attempt: 1, Status: "failed", Class: "other", Reason: "r"})
 	p.send(200, "POST", "/worker/result", api.ResultReport{Worker: "w1", Build: id, Attempt: 2, Status: "failed", Class: "compiler", Reason: "r", Evidence: []string{"x"}})
+	p.send(200, "POST", path, nil) // there is no verdict yet, so it might be tried again
 	p.send(409, "POST", path, nil)
 	p.send(201, "POST", "/queue/enqueue", api.EnqueueRequest{Package: "a", Version: "1.0"})
 	if got := into[api.BuildAnswer](p.send(200, "POST", path, `{"reason":"no"}`)); got.Status != "cancelled" || got.Attempt != 2 {

@@ -77,6 +77,7 @@ type plane struct {
 	jobs    *jobs
 	store   string
 	cleared int64
+	twins   map[string][]string
 }
 
 // gate lets a test make Send and Await fail.
@@ -140,6 +141,29 @@ func start(t *testing.T, g gate) *plane {
 				return err
 			}
 			return b.Publish(bus.TopicCommands, bus.NewMessage(m.ID.String(), c.Stream(), payload))
+		},
+		SendAll: func(_ context.Context, all []writeapi.Sending) error {
+			messages := make([]*message.Message, len(all))
+			for i, one := range all {
+				if g.send != nil {
+					if err := g.send(one.Meta, one.Command); err != nil {
+						return err
+					}
+				}
+				payload, err := commands.Encode(one.Meta, one.Command)
+				if err != nil {
+					return err
+				}
+				messages[i] = bus.NewMessage(one.Meta.ID.String(), one.Command.Stream(), payload)
+			}
+			return b.Publish(bus.TopicCommands, messages...)
+		},
+		Twins: func(_ context.Context, twins []string) (map[string][]string, error) {
+			found := map[string][]string{}
+			for _, twin := range twins {
+				found[twin] = p.twins[twin]
+			}
+			return found, nil
 		},
 		Await: func(id uuid.UUID) (func(context.Context) (eventlog.Outcome, error), func()) {
 			expect, forget := log.Expect(id)

@@ -28,6 +28,8 @@ import (
 type Options struct {
 	// Send puts a command on the bus; it is durable when Send returns nil. An error that is no fault.Error counts as Unavailable.
 	Send func(ctx context.Context, m commands.Meta, c commands.Command) error
+	// SendAll puts many on the bus, in order, in one go.
+	SendAll func(ctx context.Context, all []Sending) error
 	// Await prepares, before a command is sent, to wait for its outcome: until it is recorded and every read model covers its events.
 	// forget is called once, when nobody waits any more.
 	Await func(id uuid.UUID) (wait func(context.Context) (eventlog.Outcome, error), forget func())
@@ -36,11 +38,19 @@ type Options struct {
 	Beat func(ctx context.Context, worker string, leases []Lease) ([]api.JobAction, error)
 	// Cleared says how many builds the queue.cleared event at position took out of the queue.
 	Cleared func(ctx context.Context, position int64) (int, error)
-	Wheels  wheelstore.Store
+	// Twins finds the hints that match the same as given ones: ids by events.Hint.Twin.
+	Twins  func(ctx context.Context, twins []string) (map[string][]string, error)
+	Wheels wheelstore.Store
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
 	IndexURL  string // the refinery's own index, as workers reach it
 	Logger    *slog.Logger
+}
+
+// Sending is a command with what travels with it.
+type Sending struct {
+	Meta    commands.Meta
+	Command commands.Command
 }
 
 // Server has a method for each operation tagged write.
@@ -168,14 +178,17 @@ func (s *Server) outcome(ctx context.Context, m commands.Meta, c commands.Comman
 
 // store sends c and makes Unavailable of what has no code.
 func (s *Server) store(ctx context.Context, m commands.Meta, c commands.Command) error {
-	err := s.Send(ctx, m, c)
+	return stored(c.Name(), s.Send(ctx, m, c))
+}
+
+func stored(what string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return err
 	}
-	return fmt.Errorf("send %s: %w: %w", c.Name(), err, fault.New(fault.Unavailable, "The command could not be stored. Try again."))
+	return fmt.Errorf("send %s: %w: %w", what, err, fault.New(fault.Unavailable, "The command could not be stored. Try again."))
 }
 
 // failed is the answer when a command could not be handled. It will not be handled any more.

@@ -43,6 +43,7 @@ type Candidate struct {
 	Sdist       *events.File
 	Constraints []string
 	Recipes     []events.Recipe
+	Class       string // of its last failure
 
 	Submitted events.RunSubmitted // of a plan
 }
@@ -105,7 +106,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 	var release func(attempt int) commands.Command
 	const gone = "the worker went away while the lease was made"
 	if c.Build != nil {
-		job.Kind, job.Build, job.Constraints = api.JobKindBuild, named(*c.Build), c.Constraints
+		job.Kind, job.Build, job.Constraints, job.FailedBefore = api.JobKindBuild, named(*c.Build), c.Constraints, api.Class(c.Class)
 		if c.Sdist != nil {
 			job.Sdist = api.File{Filename: c.Sdist.Filename, URL: c.Sdist.URL, SHA256: c.Sdist.SHA256, Size: c.Sdist.Size}
 		}

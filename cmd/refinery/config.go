@@ -30,6 +30,7 @@ type controlSettings struct {
 	WorkerWebhookURL string `env:"WORKER_WEBHOOK_URL" placeholder:"URL" help:"Address that wakes remote workers (not in this version; workers poll)."`
 	HTTPAddr         string `env:"HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API and the index listen."`
 	UIAddr           string `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
+	MaxAttempts      int    `env:"MAX_ATTEMPTS" default:"3" help:"Attempts of a build that may fail, where hints bring recipes that may mend it. 1: none is tried again."`
 	PublicURL        string `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
 }
 
@@ -57,6 +58,8 @@ type workerSettings struct {
 	BuildTimeout time.Duration `env:"BUILD_TIMEOUT" default:"1h" help:"Longest that one build may take."`
 	BuildMemory  int64         `env:"BUILD_MEMORY" default:"4096" help:"Memory of one build, in MiB."`
 	BuildDisk    int64         `env:"BUILD_DISK" default:"10240" help:"Disk space of one build, in MiB."`
+
+	AllowSystemPackages bool `env:"ALLOW_SYSTEM_PACKAGES" help:"Let recipes of hints install packages of this machine's distribution (apt, dnf). Needs root. Whoever can write hints then chooses what is installed."`
 }
 
 // dataDir returns the data folder, made if it was not there.

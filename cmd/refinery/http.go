@@ -56,9 +56,19 @@ func (p *plane) handler(wheels wheelstore.Store) (http.Handler, error) {
 			Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
 				return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
 			},
+			SendAll: func(ctx context.Context, all []writeapi.Sending) error {
+				messages := make([]policies.Message, len(all))
+				for i, one := range all {
+					messages[i] = policies.Message(one)
+				}
+				return p.send(ctx, messages)
+			},
 			Await: p.await, Jobs: newJobs(p.log, p.reads), Beat: p.beat,
 			Cleared: func(ctx context.Context, position int64) (int, error) {
 				return projections.ClearCount(ctx, p.reads, position)
+			},
+			Twins: func(ctx context.Context, twins []string) (map[string][]string, error) {
+				return projections.Twins(ctx, p.reads, twins)
 			},
 			Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.url() + "/simple/", Logger: p.logger,
 		}),

@@ -19,7 +19,7 @@ const (
 	jobsAtOnce = 100 // candidates that one look reads, beside those held back
 	// lookAtMost spaces the looks of those who wait: many events are no reason for many queries.
 	lookAtMost = 20 * time.Millisecond
-	// lookAgain finds what was held back for somebody who then did not lease it.
+	// lookAgain finds what was held back for somebody who then did not lease it, and what waited for its time.
 	lookAgain = time.Second
 	// anyWorker is how long a plan for a certain Python waits for a worker that has it; then any worker may say what is wrong.
 	anyWorker = 20 * time.Second
@@ -39,6 +39,7 @@ type jobs struct {
 // look is what was found for a worker's tags when the log was at head.
 type look struct {
 	head   int64
+	until  time.Time // when a build may be leased that was not yet; zero: nothing changes by itself
 	builds []projections.QueueRow
 	plans  []projections.PendingPlan
 }
@@ -112,7 +113,7 @@ func (j *jobs) pick(ctx context.Context, w writeapi.Worker, head int64) (*writea
 	defer j.mu.Unlock()
 	tags := [2]string{w.PythonTag, w.PlatformTag}
 	l, ok := j.looks[tags]
-	if !ok || l.head != head {
+	if !ok || l.head != head || !l.until.IsZero() && !time.Now().Before(l.until) {
 		var err error
 		if l, err = j.look(ctx, w, head); err != nil {
 			return nil, err
@@ -133,7 +134,7 @@ func (j *jobs) pick(ctx context.Context, w writeapi.Worker, head int64) (*writea
 				j.held[b.Stream] = true
 				id := b.Build()
 				return &writeapi.Candidate{
-					Run: b.Run, Attempts: b.Attempts, Build: &id, Sdist: b.Sdist, Constraints: b.Constraints, Recipes: b.Recipes,
+					Run: b.Run, Attempts: b.Attempts, Build: &id, Sdist: b.Sdist, Constraints: b.Constraints, Recipes: b.Recipes, Class: b.Class,
 				}, nil
 			}
 		}
@@ -148,7 +149,8 @@ func (j *jobs) look(ctx context.Context, w writeapi.Worker, head int64) (look, e
 		return l, err
 	}
 	if !state.Paused && state.Length > 0 {
-		if l.builds, err = projections.Candidates(ctx, j.reads, w.PythonTag, w.PlatformTag, jobsAtOnce+len(j.held)); err != nil {
+		l.builds, l.until, err = projections.Candidates(ctx, j.reads, w.PythonTag, w.PlatformTag, time.Now(), jobsAtOnce+len(j.held))
+		if err != nil {
 			return l, err
 		}
 	}

@@ -110,6 +110,9 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err := p.handle(ctx); err != nil {
 		return nil, err
 	}
+	if err := p.catalogue(ctx); err != nil {
+		return nil, err
+	}
 	wheels, err := wheelstore.Open(filepath.Join(dir, "wheels"))
 	if err != nil {
 		return nil, err
@@ -139,6 +142,9 @@ func tune() {
 
 // check refuses settings that cannot be, and warns of those that are unsafe.
 func (p *plane) check() error {
+	if p.MaxAttempts < 1 || p.MaxAttempts > 100 {
+		return fault.New(fault.Invalid, "MAX_ATTEMPTS is not between 1 and 100")
+	}
 	host, _, err := net.SplitHostPort(p.HTTPAddr)
 	if err != nil {
 		return fault.New(fault.Invalid, "HTTP_ADDR is not of the form host:port, such as 127.0.0.1:8080")
@@ -235,7 +241,7 @@ func (p *plane) follow(ctx context.Context) {
 	g.Go(func() error { return p.read.Run(ctx) })
 	g.Go(func() error { return p.leases.Expire(ctx) })
 	for _, f := range []eventlog.Follower{
-		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus),
+		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus), p.hints(),
 	} {
 		g.Go(func() error { return p.log.Run(ctx, f) })
 	}

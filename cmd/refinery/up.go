@@ -127,6 +127,7 @@ func (w workerSettings) config(url, token, dir string, logger *slog.Logger) work
 	return worker.Config{
 		URL: url, Token: token, Dir: dir, Slots: w.Slots, Python: w.Python, BuildUser: w.BuildUser,
 		Timeout: w.BuildTimeout, Memory: w.BuildMemory << 20, Disk: w.BuildDisk << 20, Logger: logger,
+		Packages: w.AllowSystemPackages,
 	}
 }
 

@@ -21,13 +21,14 @@ const module = "github.com/wheelrefinery/refinery"
 var rooms = map[string][]string{
 	"events":      {},
 	"eventlog":    {"events"},
-	"commands":    {"events", "eventlog"},
+	"hints":       {"events"},
+	"commands":    {"events", "eventlog", "hints"},
 	"bus":         {"events", "eventlog"},
 	"projections": {"events", "eventlog"},
-	"policies":    {"events", "eventlog", "commands", "bus"},
+	"policies":    {"events", "eventlog", "commands", "bus", "hints"},
 	"api":         {},
-	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
-	"readapi":     {"events", "eventlog", "projections", "api"},                                              // eventlog for the type of outcomes
+	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "hints", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
+	"readapi":     {"events", "eventlog", "hints", "projections", "api"},                                              // eventlog for the type of outcomes
 	"index":       {"api", "events", "projections", "internal/wheelstore"},
 	"worker":      {"api", "bus"},
 	"ui":          {},

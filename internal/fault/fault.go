@@ -15,6 +15,7 @@ const (
 	Invalid      Code = "invalid"      // what was sent does not hold; sending it again will not help
 	NotFound     Code = "not_found"    // the thing does not exist
 	Conflict     Code = "conflict"     // the thing is not in a state that allows it
+	Changed      Code = "changed"      // the thing is not any more what the sender read
 	Unauthorized Code = "unauthorized" // no token, or a wrong one
 	Forbidden    Code = "forbidden"    // known, but not allowed
 	TooLarge     Code = "too_large"    // over a limit

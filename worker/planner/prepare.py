@@ -49,6 +49,9 @@ class Workshop:
         }
         if self.own:
             self.environment["UV_INDEX"] = job["index_url"]
+        # What recipes add: constraints of build requirements, and variables for hooks.
+        self.limits = "\n".join(_build_requirements(job.get("limits") or []))
+        self.variables = job.get("env") or {}
         self.ranks = {tag: rank for rank, tag in enumerate(sys_tags())}
         self.python_version = "%d.%d.%d" % sys.version_info[:3]
         self._envs, self._lock, self._count = {}, threading.Lock(), 0
@@ -138,13 +141,13 @@ class Workshop:
     def _environment(self, requirements, box):
         text = "\n".join(requirements)
         try:
-            pins = self.compile(text) if text else []
+            pins = self.compile(text, self.limits) if text else []
         except Fault as fault:
             if fault.cls != "resolve":
                 raise
             pins = None
         if pins is None:
-            return Env(None, [f"{p.name}=={p.version}" for p in self.compile(text, box=box)])
+            return Env(None, [f"{p.name}=={p.version}" for p in self.compile(text, self.limits, box=box)])
         return self.install([f"{p.name}=={p.version}" for p in pins])
 
     def install(self, pins):
@@ -160,7 +163,7 @@ class Workshop:
 
     def _hook(self, box, command, *args, python_path=""):
         result = os.path.basename(self._path(command + ".json"))
-        env = {"PATH": python_path + "/bin:/usr/bin:/bin", "VIRTUAL_ENV": python_path} if python_path else {}
+        env = {**self.variables, "PATH": python_path + "/bin:/usr/bin:/bin", "VIRTUAL_ENV": python_path} if python_path else {}
         argv = [sys.executable, "-I", HOOKS, command, "{box}/" + result, *args]
         made = self.remote.run(box, argv, env, result, timeout=300)
         if made["verdict"]:
@@ -200,7 +203,7 @@ class Workshop:
         """Gets the sdist and makes the environment that it is built in, for the box "build"."""
         sdist, path = self.fetch(job["name"], job["version"], job.get("sdist"))
         extra = _build_requirements(job.get("extra") or [])
-        if job.get("constraints") and not extra:
+        if job.get("constraints") and not extra and not self.limits:
             env = self.install(_pinned(job["constraints"]))
         else:
             wanted, _ = self.requirements(path, "build", extra)
