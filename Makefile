@@ -4,10 +4,10 @@ FUZZTIME ?= 30s
 SKIPPED  := $(CURDIR)/.skipped
 
 .DEFAULT_GOAL := help
-.PHONY: help build run dev test lint gen check bench fuzz
+.PHONY: help build run dev test lint gen check bench bench-api fuzz
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## the program: bin/refinery
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/refinery ./cmd/refinery
@@ -39,7 +39,10 @@ check: ## exactly what CI runs: generated code is fresh, lint, test
 	$(MAKE) test
 
 bench: ## benchmarks, each beside its limit
-	go test -run '^$$' -bench . -timeout 30m -p 1 ./...
+	go test -run '^$$' -bench . -skip '^BenchmarkAPI$$' -timeout 30m -p 1 ./...
+
+bench-api: ## reads over HTTP at 10,000 and at 1,000,000 events (BENCH_EVENTS=…), each beside its limit
+	BENCH_EVENTS=$(BENCH_EVENTS) go test -run '^$$' -bench '^BenchmarkAPI$$' -benchtime 1x -timeout 60m ./cmd/refinery
 
 fuzz: ## each fuzz target for FUZZTIME (30s)
 	@list=$$(go test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; echo "$$list" | awk '/^Fuzz/ { names[++n] = $$1 } /^ok/ { while (n) print names[n--], $$2 }' | \

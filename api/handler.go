@@ -1,6 +1,7 @@
 package api
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +10,13 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
+	"github.com/klauspost/compress/gzhttp"
 
 	"github.com/wheelrefinery/refinery/internal/access"
 	"github.com/wheelrefinery/refinery/internal/fault"
@@ -30,6 +33,8 @@ type Options struct {
 	// Loopback says that only this machine can connect. Requests must then name it by address or as localhost, so that no web page
 	// reaches the API through a name of its own that resolves to it (DNS rebinding).
 	Loopback bool
+	// Position is the last position that every read model is known to cover. Answers that know theirs say that instead.
+	Position func() int64
 }
 
 // New makes the handler of the whole contract: server answers the operations tagged read and write, index those tagged index.
@@ -37,6 +42,12 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 	contract, err := newContract()
 	if err != nil {
 		return nil, err
+	}
+	compress, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed), gzhttp.ContentTypes([]string{
+		"application/json", "application/yaml", "application/vnd.pypi.simple.v1+json", "application/vnd.pypi.simple.v1+html", "text/html", "text/plain",
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("compress answers: %w", err)
 	}
 	router := mux.NewRouter().SkipClean(true)
 	HandlerWithOptions(NewStrictHandlerWithOptions(server, nil, StrictHTTPServerOptions{
@@ -51,7 +62,7 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 		},
 	})
 	return &handler{
-		options: o, contract: contract, generated: router, index: index,
+		options: o, contract: contract, generated: compress(router), index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
 		origin: http.NewCrossOriginProtection(), guard: o.Guard,
 		docs: sync.OnceValues(func() (*docs, error) { return newDocs(contract.doc) }), // most never read them
 	}, nil
@@ -62,6 +73,8 @@ type handler struct {
 	contract  *contract
 	generated http.Handler
 	index     http.Handler
+	simple    http.Handler // the pages of index, not its files
+	document  http.Handler
 	origin    *http.CrossOriginProtection
 	guard     *access.Guard // nil: everything is open
 	docs      func() (*docs, error)
@@ -80,6 +93,9 @@ func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	head.Set("X-Request-Id", info.ID)
 	head["X-Content-Type-Options"], head["Referrer-Policy"], head["Content-Security-Policy"] = nosniff, noReferrer, noContent
 	head["Cross-Origin-Resource-Policy"] = sameOrigin
+	if h.options.Position != nil {
+		head.Set("Refinery-Position", strconv.FormatInt(h.options.Position(), 10))
+	}
 	defer func() {
 		if v := recover(); v != nil {
 			if v == http.ErrAbortHandler {
@@ -135,8 +151,10 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 	}
 	switch route.Path {
 	case "/openapi.yaml":
-		w.Header().Set("Content-Type", "application/yaml")
-		_, _ = w.Write(OpenAPI)
+		h.document.ServeHTTP(w, r)
+		return nil
+	case "/simple/", "/simple/{project}/":
+		h.simple.ServeHTTP(w, r)
 		return nil
 	case "/docs":
 		d, err := h.docs()
@@ -171,6 +189,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 	}
 	h.generated.ServeHTTP(w, r)
 	return nil
+}
+
+func document(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(OpenAPI) // fails when the client has gone
 }
 
 func safe(method string) bool {

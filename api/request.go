@@ -23,6 +23,7 @@ type Request struct {
 	Token          string // name of the token where the tokens file names it
 	IdempotencyKey string
 	Async          bool // Prefer: respond-async
+	Gzip           bool // the client takes compressed answers
 
 	logger *slog.Logger
 	who    *access.Who
@@ -66,7 +67,7 @@ func newRequest(r *http.Request, logger *slog.Logger) *Request {
 	}
 	return &Request{
 		ID: id, Method: r.Method, Path: r.URL.Path, Actor: actor(r.RemoteAddr), IdempotencyKey: r.Header.Get("Idempotency-Key"),
-		Async: prefersAsync(r.Header.Values("Prefer")), logger: logger,
+		Async: prefersAsync(r.Header.Values("Prefer")), Gzip: takesGzip(r.Header.Values("Accept-Encoding")), logger: logger,
 	}
 }
 
@@ -89,6 +90,20 @@ func prefersAsync(prefer []string) bool {
 			name, _, _ := strings.Cut(p, ";")
 			if strings.EqualFold(strings.TrimSpace(name), "respond-async") {
 				return true
+			}
+		}
+	}
+	return false
+}
+
+// takesGzip reads Accept-Encoding headers (RFC 9110, 12.5.3); * is not taken for gzip, since few who send it mean that.
+func takesGzip(accept []string) bool {
+	for _, line := range accept {
+		for p := range strings.SplitSeq(line, ",") {
+			name, weight, _ := strings.Cut(p, ";")
+			if strings.EqualFold(strings.TrimSpace(name), "gzip") {
+				_, q, found := strings.Cut(weight, "=")
+				return !found || strings.Trim(q, " 0.") != ""
 			}
 		}
 	}

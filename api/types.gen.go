@@ -373,15 +373,36 @@ func (e PartStatus) Valid() bool {
 	}
 }
 
+// Defines values for ProjectionState.
+const (
+	ProjectionStateLive       ProjectionState = "live"
+	ProjectionStateRebuilding ProjectionState = "rebuilding"
+	ProjectionStateWaiting    ProjectionState = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the ProjectionState enum.
+func (e ProjectionState) Valid() bool {
+	switch e {
+	case ProjectionStateLive:
+		return true
+	case ProjectionStateRebuilding:
+		return true
+	case ProjectionStateWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RebuildState.
 const (
-	Rebuilding RebuildState = "rebuilding"
+	RebuildStateRebuilding RebuildState = "rebuilding"
 )
 
 // Valid indicates whether the value is a known member of the RebuildState enum.
 func (e RebuildState) Valid() bool {
 	switch e {
-	case Rebuilding:
+	case RebuildStateRebuilding:
 		return true
 	default:
 		return false
@@ -532,6 +553,27 @@ func (e TriggerHow) Valid() bool {
 	}
 }
 
+// Defines values for WorkerState.
+const (
+	WorkerStateLate WorkerState = "late"
+	WorkerStateLive WorkerState = "live"
+	WorkerStateLost WorkerState = "lost"
+)
+
+// Valid indicates whether the value is a known member of the WorkerState enum.
+func (e WorkerState) Valid() bool {
+	switch e {
+	case WorkerStateLate:
+		return true
+	case WorkerStateLive:
+		return true
+	case WorkerStateLost:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListAuditParamsOrder.
 const (
 	Newest ListAuditParamsOrder = "newest"
@@ -562,6 +604,24 @@ func (e LogFormat) Valid() bool {
 	case JSON:
 		return true
 	case Text:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Bucket.
+const (
+	Day  Bucket = "day"
+	Hour Bucket = "hour"
+)
+
+// Valid indicates whether the value is a known member of the Bucket enum.
+func (e Bucket) Valid() bool {
+	switch e {
+	case Day:
+		return true
+	case Hour:
 		return true
 	default:
 		return false
@@ -835,6 +895,13 @@ type CacheCounts struct {
 // Class What kind of failure it was.
 type Class string
 
+// ClassCount defines model for ClassCount.
+type ClassCount struct {
+	// Class What kind of failure it was.
+	Class Class `json:"class"`
+	Count int64 `json:"count"`
+}
+
 // ClearAnswer defines model for ClearAnswer.
 type ClearAnswer struct {
 	// Cleared How many were in the queue.
@@ -896,6 +963,19 @@ type Config struct {
 
 // Counts How many builds have each status.
 type Counts map[string]int64
+
+// DeadLetter defines model for DeadLetter.
+type DeadLetter struct {
+	Error string `json:"error"`
+
+	// ID The event's position.
+	ID       int64  `json:"id"`
+	Position int64  `json:"position"`
+	Stream   string `json:"stream"`
+
+	// Time When the event was recorded.
+	Time time.Time `json:"time"`
+}
 
 // DeadLetterAnswer defines model for DeadLetterAnswer.
 type DeadLetterAnswer struct {
@@ -992,6 +1072,29 @@ type EventList struct {
 
 	// Next The cursor of the next page; null on the last.
 	Next *string `json:"next"`
+}
+
+// FailureCount defines model for FailureCount.
+type FailureCount struct {
+	// Class What kind of failure it was.
+	Class  Class     `json:"class"`
+	Count  int64     `json:"count"`
+	LastAt time.Time `json:"last_at"`
+
+	// LastBuild What a build makes. The tags are the target's.
+	LastBuild BuildID `json:"last_build"`
+	Reason    string  `json:"reason"`
+}
+
+// FailureStats defines model for FailureStats.
+type FailureStats struct {
+	// Classes All of them, the most frequent first.
+	Classes []ClassCount   `json:"classes"`
+	Items   []FailureCount `json:"items"`
+
+	// Next There is one page.
+	Next  any       `json:"next"`
+	Since time.Time `json:"since"`
 }
 
 // FieldError defines model for FieldError.
@@ -1431,6 +1534,114 @@ type Node struct {
 // NodeKey defines model for NodeKey.
 type NodeKey = string
 
+// Package What became of a project's builds.
+type Package struct {
+	// Counts How many builds have each status.
+	Counts Counts `json:"counts"`
+
+	// Durations How long the last attempts took that made a wheel, at most 200; zeros before the first.
+	Durations PackageDurations `json:"durations"`
+
+	// Failed Attempts that made none.
+	Failed int64 `json:"failed"`
+
+	// LatestFailure null where none failed.
+	LatestFailure *PackageFailure `json:"latest_failure"`
+	Name          string          `json:"name"`
+
+	// Succeeded Attempts that made a wheel.
+	Succeeded int64 `json:"succeeded"`
+
+	// SuccessRate Of the attempts that made a wheel or failed, from 0 to 1; null before the first.
+	SuccessRate *float64  `json:"success_rate"`
+	UpdatedAt   time.Time `json:"updated_at"`
+
+	// Variants How many targets they were asked for.
+	Variants int `json:"variants"`
+
+	// Versions How many versions were asked for.
+	Versions int `json:"versions"`
+}
+
+// PackageDetail A project with its versions and targets.
+type PackageDetail struct {
+	// Counts How many builds have each status.
+	Counts Counts `json:"counts"`
+
+	// Durations How long the last attempts took that made a wheel, at most 200; zeros before the first.
+	Durations PackageDurations `json:"durations"`
+
+	// Failed Attempts that made none.
+	Failed int64 `json:"failed"`
+
+	// LatestFailure null where none failed.
+	LatestFailure *PackageFailure `json:"latest_failure"`
+	Name          string          `json:"name"`
+
+	// Succeeded Attempts that made a wheel.
+	Succeeded int64 `json:"succeeded"`
+
+	// SuccessRate Of the attempts that made a wheel or failed, from 0 to 1; null before the first.
+	SuccessRate *float64         `json:"success_rate"`
+	UpdatedAt   time.Time        `json:"updated_at"`
+	VariantList []PackageVariant `json:"variant_list"`
+
+	// Variants How many targets they were asked for.
+	Variants    int              `json:"variants"`
+	VersionList []PackageVersion `json:"version_list"`
+
+	// Versions How many versions were asked for.
+	Versions int `json:"versions"`
+}
+
+// PackageDurations How long the last attempts took that made a wheel, at most 200; zeros before the first.
+type PackageDurations struct {
+	// Count How many these are.
+	Count    int   `json:"count"`
+	MaxMS    int64 `json:"max_ms"`
+	MedianMS int64 `json:"median_ms"`
+
+	// P90Ms Nine of ten took no longer.
+	P90Ms int64 `json:"p90_ms"`
+}
+
+// PackageFailure defines model for PackageFailure.
+type PackageFailure struct {
+	Attempt int `json:"attempt"`
+
+	// Class What kind of failure it was.
+	Class       Class     `json:"class,omitempty,omitzero"`
+	PlatformTag string    `json:"platform_tag"`
+	Position    int64     `json:"position"`
+	PythonTag   string    `json:"python_tag"`
+	Reason      string    `json:"reason"`
+	Time        time.Time `json:"time"`
+	Version     string    `json:"version"`
+}
+
+// PackageList defines model for PackageList.
+type PackageList struct {
+	Items []Package `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
+}
+
+// PackageVariant defines model for PackageVariant.
+type PackageVariant struct {
+	// Counts How many builds have each status.
+	Counts      Counts `json:"counts"`
+	PlatformTag string `json:"platform_tag"`
+	PythonTag   string `json:"python_tag"`
+}
+
+// PackageVersion defines model for PackageVersion.
+type PackageVersion struct {
+	// Counts How many builds have each status.
+	Counts  Counts `json:"counts"`
+	Version string `json:"version"`
+}
+
 // Part defines model for Part.
 type Part struct {
 	Detail string     `json:"detail,omitempty,omitzero"`
@@ -1473,6 +1684,14 @@ type PlanError struct {
 
 	// Reason One line for people.
 	Reason Reason `json:"reason"`
+}
+
+// PlanList defines model for PlanList.
+type PlanList struct {
+	Items []PlanSummary `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
 }
 
 // PlanNode A node and the state of its build now.
@@ -1535,6 +1754,21 @@ type PlanReport struct {
 	Worker   WorkerID `json:"worker"`
 }
 
+// PlanSummary defines model for PlanSummary.
+type PlanSummary struct {
+	// Actions How many nodes have each action.
+	Actions     map[string]int `json:"actions"`
+	CreatedAt   time.Time      `json:"created_at"`
+	DurationMS  int64          `json:"duration_ms"`
+	ID          UUID           `json:"id"`
+	PlatformTag string         `json:"platform_tag"`
+	PythonTag   string         `json:"python_tag"`
+	RunID       UUID           `json:"run_id"`
+
+	// Worker Who planned.
+	Worker string `json:"worker"`
+}
+
 // PlatformTag Such as linux_x86_64 (PEP 425).
 type PlatformTag = string
 
@@ -1568,6 +1802,37 @@ type Problem struct {
 	Type string `json:"type"`
 }
 
+// Projection defines model for Projection.
+type Projection struct {
+	// DeadLetterCount Events that it could not apply and those behind them in their streams.
+	DeadLetterCount int64 `json:"dead_letter_count"`
+
+	// DeadLetters The first 50.
+	DeadLetters []DeadLetter `json:"dead_letters"`
+
+	// Generation How often it was built from the start, from 1.
+	Generation int64 `json:"generation"`
+
+	// Lag Events behind the log.
+	Lag int64 `json:"lag"`
+
+	// LagSeconds How long the oldest of these has been in the log.
+	LagSeconds int64  `json:"lag_seconds"`
+	Name       string `json:"name"`
+
+	// Position It shows the log up to here.
+	Position int64 `json:"position"`
+
+	// RebuiltPercent Of the log, while rebuilding.
+	RebuiltPercent *float64 `json:"rebuilt_percent"`
+
+	// State live; rebuilding: a next generation is filled beside the one that is served; waiting: nobody has made its tables.
+	State ProjectionState `json:"state"`
+}
+
+// ProjectionState live; rebuilding: a next generation is filled beside the one that is served; waiting: nobody has made its tables.
+type ProjectionState string
+
 // ProjectionAnswer defines model for ProjectionAnswer.
 type ProjectionAnswer struct {
 	Name  string       `json:"name"`
@@ -1576,6 +1841,14 @@ type ProjectionAnswer struct {
 
 // RebuildState defines model for ProjectionAnswer.state.
 type RebuildState string
+
+// ProjectionList defines model for ProjectionList.
+type ProjectionList struct {
+	Items []Projection `json:"items"`
+
+	// Next There is one page.
+	Next any `json:"next"`
+}
 
 // ProjectionName Of a read model; /projections lists them.
 type ProjectionName = string
@@ -1816,6 +2089,32 @@ type Severity string
 // Size defines model for Size.
 type Size = int64
 
+// SlowBuild defines model for SlowBuild.
+type SlowBuild struct {
+	Attempt     int                 `json:"attempt"`
+	DurationMS  DurationMS          `json:"duration_ms"`
+	Name        string              `json:"name"`
+	PlatformTag string              `json:"platform_tag"`
+	Position    int64               `json:"position"`
+	PythonTag   string              `json:"python_tag"`
+	RunID       *openapi_types.UUID `json:"run_id"`
+	Status      HistoryStatus       `json:"status"`
+
+	// Time When it ended.
+	Time    time.Time `json:"time"`
+	Version string    `json:"version"`
+	Worker  string    `json:"worker"`
+}
+
+// SlowestStats defines model for SlowestStats.
+type SlowestStats struct {
+	Items []SlowBuild `json:"items"`
+
+	// Next There is one page.
+	Next  any       `json:"next"`
+	Since time.Time `json:"since"`
+}
+
 // SmokeLimits Of one build.
 type SmokeLimits struct {
 	DiskBytes   int64 `json:"disk_bytes,omitempty,omitzero"`
@@ -1902,6 +2201,27 @@ type TagLength struct {
 	PythonTag   string `json:"python_tag"`
 }
 
+// Throughput defines model for Throughput.
+type Throughput struct {
+	Built     int64     `json:"built"`
+	Cancelled int64     `json:"cancelled"`
+	Failed    int64     `json:"failed"`
+	Retrying  int64     `json:"retrying"`
+	Reused    int64     `json:"reused"`
+	Skipped   int64     `json:"skipped"`
+	Start     time.Time `json:"start"`
+}
+
+// ThroughputStats defines model for ThroughputStats.
+type ThroughputStats struct {
+	BucketSeconds int          `json:"bucket_seconds"`
+	Items         []Throughput `json:"items"`
+
+	// Next There is one page.
+	Next  any       `json:"next"`
+	Since time.Time `json:"since"`
+}
+
 // TriggerAnswer defines model for TriggerAnswer.
 type TriggerAnswer struct {
 	Attempts   int        `json:"attempts"`
@@ -1938,8 +2258,60 @@ type WheelRef struct {
 	Size   Size   `json:"size"`
 }
 
+// Worker defines model for Worker.
+type Worker struct {
+	Host string `json:"host"`
+	ID   string `json:"id"`
+
+	// Jobs What it holds a lease of.
+	Jobs []WorkerJob `json:"jobs"`
+
+	// LastSeenAt Its last heartbeat.
+	LastSeenAt  *time.Time `json:"last_seen_at"`
+	PlatformTag string     `json:"platform_tag"`
+	PythonTag   string     `json:"python_tag"`
+
+	// RegisteredAt For the first time.
+	RegisteredAt time.Time `json:"registered_at"`
+
+	// Slots Jobs that it does at once.
+	Slots int         `json:"slots"`
+	State WorkerState `json:"state"`
+
+	// Version Of its program.
+	Version string `json:"version"`
+}
+
 // WorkerID defines model for WorkerID.
 type WorkerID = string
+
+// WorkerJob `build` or `run_id`, as `kind` says.
+type WorkerJob struct {
+	// Attempt Number of an attempt, from 1.
+	Attempt Attempt `json:"attempt"`
+
+	// Build What a build makes. The tags are the target's.
+	Build BuildID `json:"build,omitempty,omitzero"`
+
+	// Cancelled It is told to stop with its next heartbeat.
+	Cancelled bool `json:"cancelled"`
+
+	// ExpiresAt Unless heartbeats extend it.
+	ExpiresAt time.Time `json:"expires_at"`
+	Kind      JobKind   `json:"kind"`
+	RunID     UUID      `json:"run_id,omitempty,omitzero"`
+}
+
+// WorkerList defines model for WorkerList.
+type WorkerList struct {
+	Items []Worker `json:"items"`
+
+	// Next The cursor of the next page; null on the last.
+	Next *string `json:"next"`
+}
+
+// WorkerState defines model for WorkerState.
+type WorkerState string
 
 // YankAnswer defines model for YankAnswer.
 type YankAnswer struct {
@@ -2007,6 +2379,9 @@ type TypeFilter = []string
 
 // VersionPath A version (PEP 440).
 type VersionPath = Version
+
+// Window defines model for Window.
+type Window = time.Time
 
 // Accepted defines model for Accepted.
 type Accepted = Command
@@ -2281,7 +2656,7 @@ type ListHistoryParams struct {
 	// From Not before.
 	From *time.Time `form:"from,omitempty" json:"from,omitempty"`
 
-	// To Before.
+	// To Before. Earlier than `from` is 400.
 	To *time.Time `form:"to,omitempty" json:"to,omitempty"`
 
 	// HintID Failed attempts that this hint matched, and builds that its recipes made succeed.
@@ -2391,6 +2766,33 @@ type RecordManifestParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// ListPackagesParams defines parameters for ListPackages.
+type ListPackagesParams struct {
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Package Only this one.
+	Package *Name `form:"package,omitempty" json:"package,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetPackageParams defines parameters for GetPackage.
+type GetPackageParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
 // GetPlanParams defines parameters for GetPlan.
 type GetPlanParams struct {
 	// RunID The plan of this run.
@@ -2411,6 +2813,37 @@ type RecordPlanParams struct {
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// ListPlansParams defines parameters for ListPlans.
+type ListPlansParams struct {
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+	RunID  *UUID   `form:"run_id,omitempty" json:"run_id,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetPlanByIDParams defines parameters for GetPlanByID.
+type GetPlanByIDParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// ListProjectionsParams defines parameters for ListProjections.
+type ListProjectionsParams struct {
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // RetryDeadLetterParams defines parameters for RetryDeadLetter.
@@ -2570,6 +3003,57 @@ type CancelRunParams struct {
 	Prefer *Prefer `json:"Prefer,omitempty"`
 }
 
+// GetFailureStatsParams defines parameters for GetFailureStats.
+type GetFailureStatsParams struct {
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Since From the hour (UTC) that this lies in on, at most 31 days ago; 24 hours ago where it is absent.
+	Since *Window `form:"since,omitempty" json:"since,omitempty"`
+
+	// Class Only this one.
+	Class *Class `form:"class,omitempty" json:"class,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetSlowestStatsParams defines parameters for GetSlowestStats.
+type GetSlowestStatsParams struct {
+	// Limit How many items.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Since From the hour (UTC) that this lies in on, at most 31 days ago; 24 hours ago where it is absent.
+	Since *Window `form:"since,omitempty" json:"since,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetThroughputStatsParams defines parameters for GetThroughputStats.
+type GetThroughputStatsParams struct {
+	// Since From the hour (UTC) that this lies in on, at most 31 days ago; 24 hours ago where it is absent.
+	Since *Window `form:"since,omitempty" json:"since,omitempty"`
+
+	// Bucket How long the time of one item is.
+	Bucket *Bucket `form:"bucket,omitempty" json:"bucket,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// Bucket defines parameters for GetThroughputStats.
+type Bucket string
+
 // GetSummaryParams defines parameters for GetSummary.
 type GetSummaryParams struct {
 	// Since Start of the window; 24 hours ago where it is absent.
@@ -2616,6 +3100,24 @@ type TriggerWorkersParams struct {
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// ListWorkersParams defines parameters for ListWorkers.
+type ListWorkersParams struct {
+	// Limit How many items.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `next` of the page before. Opaque.
+	Cursor      *Cursor      `form:"cursor,omitempty" json:"cursor,omitempty"`
+	State       *WorkerState `form:"state,omitempty" json:"state,omitempty"`
+	PythonTag   *PythonTag   `form:"python_tag,omitempty" json:"python_tag,omitempty"`
+	PlatformTag *PlatformTag `form:"platform_tag,omitempty" json:"platform_tag,omitempty"`
+
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // YankArtifactJSONRequestBody defines body for YankArtifact for application/json ContentType.

@@ -169,6 +169,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 	l.wg.Go(func() { l.notifier(ctx) })
 	l.wg.Go(func() { l.listener(ctx) })
 	l.wg.Go(func() { l.renewer(ctx) })
+	l.wg.Go(func() { l.watcher(ctx) })
 	return l, nil
 }
 

@@ -63,5 +63,8 @@ func (l *Log) Standings(ctx context.Context) ([]Standing, error) {
 func (p *progress) reached(name string) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.at[name]
+	if s, ok := p.at[name]; ok && s.here {
+		return s.position
+	}
+	return 0
 }

@@ -195,8 +195,8 @@ func answer(w http.ResponseWriter, r *http.Request, html *template.Template, pag
 	}
 	sum := sha256.Sum256(body.Bytes())
 	h := w.Header()
-	h.Set("ETag", `"`+hex.EncodeToString(sum[:12])+`"`)
-	h.Set("Cache-Control", "no-cache") // a wheel that was just built must be found
+	h.Set("ETag", `W/"`+hex.EncodeToString(sum[:12])+`"`) // weak: a compressed page has the same
+	h.Set("Cache-Control", "no-cache")                    // a wheel that was just built must be found
 	h.Set("Content-Type", kind)
 	if kind == typeOld {
 		h.Set("Content-Type", kind+"; charset=utf-8")

@@ -13,6 +13,7 @@ type ArtifactRow struct {
 	Position       int64     `db:"position" sql:"bigint"`
 	Project        string    `db:"project" sql:"text"` // normalised (PEP 503)
 	Version        string    `db:"version" sql:"text"`
+	VersionKey     string    `db:"version_key" sql:"text"`
 	SHA256         string    `db:"sha256" sql:"text"`
 	Size           int64     `db:"size" sql:"bigint"`
 	Tags           []string  `db:"tags" sql:"jsonb"`
@@ -52,14 +53,14 @@ type artifactTables struct {
 
 var artifacts = define("artifacts", 1, func(m *models) *artifactTables {
 	return &artifactTables{
-		newTable[string, ArtifactRow](m, "files", "(position)", "(project, position)"),
+		newTable[string, ArtifactRow](m, "files", "(position)", "(project, position)", "(version_key, position)"),
 		newTable[string, ProjectRow](m, "projects"),
 	}
 }, on((*artifactTables).published), on((*artifactTables).yanked), on((*artifactTables).unyanked))
 
 func (t *artifactTables) published(e events.ArtifactPublished, m events.Recorded) {
 	t.files.Put(ArtifactRow{
-		Filename: e.Filename, Position: m.Position, Project: e.Project, Version: e.Version, SHA256: e.SHA256, Size: e.Size,
+		Filename: e.Filename, Position: m.Position, Project: e.Project, Version: e.Version, VersionKey: VersionKey(e.Version), SHA256: e.SHA256, Size: e.Size,
 		Tags: e.Tags, RequiresPython: e.RequiresPython, MetadataSHA256: e.MetadataSHA256, UploadedAt: m.Time,
 		BuildName: e.Build.Name, BuildVersion: e.Build.Version, PythonTag: e.Build.PythonTag, PlatformTag: e.Build.PlatformTag,
 		Attempt: e.Attempt,

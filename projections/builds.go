@@ -14,6 +14,7 @@ type BuildRow struct {
 	Stream   string `db:"stream" sql:"text primary key"`
 	Position int64  `db:"position" sql:"bigint"` // of its first event
 	Target
+	VersionKey      string          `db:"version_key" sql:"text"`
 	Status          string          `db:"status" sql:"text"`
 	Attempt         int             `db:"attempt" sql:"bigint"` // the last, 0 before the first
 	Priority        int             `db:"priority" sql:"bigint"`
@@ -54,13 +55,15 @@ type buildTables struct{ builds *table[string, BuildRow] }
 
 var builds = define("builds", 1, func(m *models) *buildTables {
 	return &buildTables{newTable[string, BuildRow](m, "builds",
-		"(updated_position)", "(status, updated_position)", "(name, updated_position)", "(run_id, updated_position) where run_id is not null")}
+		"(updated_position)", "(status, updated_position)", "(name, updated_position)", "(version_key, updated_position)",
+		"(run_id, updated_position) where run_id is not null")}
 }, onEach((*buildTables).build, buildEvents...)...)
 
 func (t *buildTables) build(m events.Recorded) {
 	b, ok := t.builds.GetOwn(m.Stream, m)
 	if !ok {
 		b.Stream, b.Position, b.Target = m.Stream, m.Position, targetOf(m)
+		b.VersionKey = VersionKey(b.Version)
 	}
 	status := after(b.Status, m.Event.(events.BuildEvent))
 	b.UpdatedAt, b.UpdatedPosition = m.Time, m.Position

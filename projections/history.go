@@ -11,8 +11,9 @@ import (
 // HistoryRow says how an attempt, or the wish for a build, ended.
 type HistoryRow struct {
 	Position int64     `db:"position" sql:"bigint primary key"`
-	Time     time.Time `db:"time" sql:"timestamptz"`
+	Time     time.Time `db:"time" sql:"timestamptz"` // never before that of the entry before
 	Target
+	VersionKey string    `db:"version_key" sql:"text"`
 	Status     string    `db:"status" sql:"text"`    // built, reused, failed, retrying, cancelled, skipped
 	Attempt    int       `db:"attempt" sql:"bigint"` // 0: none
 	Run        uuid.UUID `db:"run_id" sql:"uuid"`    // unknown for retrying
@@ -34,22 +35,41 @@ type HistoryHint struct {
 // Key is all of it.
 func (h HistoryHint) Key() HistoryHint { return h }
 
+// HistoryClock is the time of the newest entry, in one row. Processes whose clocks differ append to one log; here positions in order have
+// times in order, so that a span of time is a span of positions.
+type HistoryClock struct {
+	ID   int64     `db:"id" sql:"bigint primary key"`
+	Time time.Time `db:"time" sql:"timestamptz"`
+}
+
+// Key is always 1.
+func (c HistoryClock) Key() int64 { return c.ID }
+
 type historyTables struct {
 	entries *journal[HistoryRow]
 	hints   *table[HistoryHint, HistoryHint]
+	clock   *table[int64, HistoryClock]
 }
 
 var history = define("history", 1, func(m *models) *historyTables {
 	return &historyTables{
 		newJournal[HistoryRow](m, "entries",
-			"(name, position)", "(status, position)", "(run_id, position) where run_id is not null",
-			"(platform_tag, python_tag, position)", "(time, status)"),
+			"(name, position)", "(version_key, position)", "(status, position)", "(run_id, position) where run_id is not null",
+			"(python_tag, position)", "(platform_tag, position)", "(time, position) include (status)"),
 		newTable[HistoryHint, HistoryHint](m, "hints", "(hint, position)"),
+		newTable[int64, HistoryClock](m, "clock"),
 	}
 }, onEach((*historyTables).add, buildEvents...)...)
 
 func (t *historyTables) add(m events.Recorded) {
 	if row, ok := historyOf(m); ok {
+		clock, _ := t.clock.Get(1)
+		if row.Time.Before(clock.Time) {
+			row.Time = clock.Time
+		} else {
+			t.clock.Put(HistoryClock{1, row.Time})
+		}
+		row.VersionKey = VersionKey(row.Version)
 		t.entries.Insert(row)
 	}
 	switch e := m.Event.(type) {

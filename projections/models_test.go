@@ -107,7 +107,7 @@ func TestBuildKeepsItsAttempts(t *testing.T) {
 	)...)
 	b, _ := top[buildTables](m, "builds").builds.Get(flask.Stream())
 	same(t, BuildRow{
-		Stream: flask.Stream(), Position: 1, Target: Target(flask), Status: Failed, Attempt: 2, Priority: 3, Run: runA,
+		Stream: flask.Stream(), Position: 1, Target: Target(flask), VersionKey: "3", Status: Failed, Attempt: 2, Priority: 3, Run: runA,
 		QueuedAt: m.time(1), QueuedPosition: 1, UpdatedAt: m.time(6), UpdatedPosition: 6,
 		Class: "compiler", Reason: "cc", Evidence: []string{"x"},
 		Attempts: []Attempt{
@@ -136,7 +136,7 @@ func TestHistoryHasOneRowForEachEnd(t *testing.T) {
 		}
 		return HistoryRow{}
 	}
-	base := HistoryRow{Position: 1, Time: epoch.Add(time.Minute), Target: Target(flask)}
+	base := HistoryRow{Position: 1, Time: epoch.Add(time.Minute), Target: Target(flask), VersionKey: "3"}
 	want := func(f func(*HistoryRow)) HistoryRow { r := base; f(&r); return r }
 	for _, c := range []struct {
 		event events.BuildEvent

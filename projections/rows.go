@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -23,7 +24,12 @@ type column struct {
 	index     []int
 }
 
+var columnsCache sync.Map // reflect.Type to []column
+
 func columnsOf(t reflect.Type) []column {
+	if cols, ok := columnsCache.Load(t); ok {
+		return cols.([]column)
+	}
 	var cols []column
 	for _, f := range reflect.VisibleFields(t) {
 		name, ok := f.Tag.Lookup("db")
@@ -33,6 +39,7 @@ func columnsOf(t reflect.Type) []column {
 		sql, key := strings.CutSuffix(f.Tag.Get("sql"), " primary key")
 		cols = append(cols, column{name, sql, key, f.Index})
 	}
+	columnsCache.Store(t, cols)
 	return cols
 }
 

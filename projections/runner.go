@@ -19,7 +19,7 @@ import (
 )
 
 // all lists every projection.
-var all = []projection{artifacts, builds, bulks, hints, history, logs, manifest, plans, queue, runs, smokes, summary, triggers}
+var all = []projection{artifacts, builds, bulks, hints, history, logs, manifest, plans, queue, runs, smokes, summary, triggers, workers}
 
 // Runner feeds the read models and rebuilds them. Any number of processes may run one; each projection is fed by one of them.
 type Runner struct {
@@ -366,6 +366,7 @@ func (r *Runner) swap(ctx context.Context, p projection) error {
 		return nil
 	})
 	if err == nil {
+		r.log.Touch(p.name)
 		r.logger.Info("a read model was rebuilt", "projection", p.name)
 	}
 	return err
@@ -376,11 +377,16 @@ type Status struct {
 	Name       string
 	Position   int64  // the log is shown up to here
 	Lag        int64  // events behind the log
+	LagSeconds int64  // how long the oldest of them has been there
 	Generation int64  // how often it was built from the start, from 1
 	State      string // live, rebuilding, waiting (nobody has made its tables)
 	Rebuilt    int64  // position of the next generation while rebuilding
 	Parked     int64  // dead letters
+
+	DeadLetters []DeadLetter // the first mostLetters of them
 }
+
+const mostLetters = 50
 
 // Status reads how each projection stands, in the order of Names. Positions of projections that other processes feed may be up to a second old.
 func (r *Runner) Status(ctx context.Context) ([]Status, error) {
@@ -393,7 +399,13 @@ func (r *Runner) Status(ctx context.Context) ([]Status, error) {
 			err = r.pool.QueryRow(ctx, `select coalesce((select position from followers where name = $1), 0),
 				coalesce((select position from followers where name = $2), 0),
 				case when exists (select from projections where name = $2) then 'rebuilding' else 'live' end,
-				(select count(*) from `+p.name+`.dead_letters)`, p.name, p.name+next).Scan(&s.Position, &s.Rebuilt, &s.State, &s.Parked)
+				(select count(*) from `+p.name+`.dead_letters),
+				coalesce((select greatest(0, extract(epoch from now() - recorded_at))::bigint from events
+					where position = (select position from followers where name = $1) + 1), 0)`,
+				p.name, p.name+next).Scan(&s.Position, &s.Rebuilt, &s.State, &s.Parked, &s.LagSeconds)
+		}
+		if err == nil && s.Parked > 0 {
+			s.DeadLetters, err = Query[DeadLetter](ctx, r.pool, "from "+p.name+".dead_letters order by position limit $1", mostLetters)
 		}
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return nil, fmt.Errorf("status of %s: %w", p.name, err)

@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -50,13 +49,17 @@ type summaryTables struct {
 	builds *table[string, SummaryBuild]
 	totals *table[int64, SummaryTotals]
 	hours  *table[HourKey, SummaryHour]
+	packageTables
+	statsTables
 }
 
-var summary = define("summary", 1, func(m *models) *summaryTables {
+var summary = define("summary", 2, func(m *models) *summaryTables {
 	return &summaryTables{
 		newTable[string, SummaryBuild](m, "builds"),
 		newTable[int64, SummaryTotals](m, "totals"),
 		newTable[HourKey, SummaryHour](m, "hours"),
+		newPackageTables(m),
+		newStatsTables(m),
 	}
 }, slices.Concat(onEach((*summaryTables).build, buildEvents...))...)
 
@@ -68,14 +71,7 @@ func (t *summaryTables) build(m events.Recorded) {
 	counted := sum
 	counted.ID = 1
 	if now != before {
-		counted.Counts = maps.Clone(sum.Counts)
-		if counted.Counts == nil {
-			counted.Counts = map[string]int{}
-		}
-		if before != "" {
-			counted.Counts[before]--
-		}
-		counted.Counts[now]++
+		counted.Counts = moved(sum.Counts, before, now)
 		t.builds.Put(SummaryBuild{m.Stream, now})
 	}
 	switch e := m.Event.(type) {
@@ -91,6 +87,8 @@ func (t *summaryTables) build(m events.Recorded) {
 		}
 	}
 	t.totals.Put(counted)
+	t.packageTables.build(m, before, now)
+	t.ended(m)
 	if h, ok := historyOf(m); ok {
 		k := HourKey{m.Time.Unix() / 3600, h.Status}
 		hour, _ := t.hours.Get(k)

@@ -16,11 +16,11 @@ var artifactList = list[projections.ArtifactRow]{
 // ListArtifacts answers GET /artifacts.
 func (s *Server) ListArtifacts(ctx context.Context, request api.ListArtifactsRequestObject) (api.ListArtifactsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"artifacts"}}, func() (any, error) {
 		var w where
 		w.project("project", p.Package)
 		w.version(p.Version)
-		rows, next, err := artifactList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := artifactList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.ArtifactList{Items: convert(rows, s.artifact), Next: next}, next}, err
 	})
 }

@@ -102,12 +102,12 @@ func prepend(s []string, first string) []string { return append([]string{first},
 // What is rare is looked for in a bounded part of the log for each page, and found in the end.
 func TestAuditLooksAtABoundedPart(t *testing.T) {
 	f := start(t)
-	f.append("worker/first", 0, events.WorkerRegistered{Slots: 1})
+	f.appendAt("worker/first", 0, events.WorkerRegistered{Slots: 1})
 	var es []events.Event
 	for range 2*readapi.AuditEvents + 10 {
 		es = append(es, events.BuildQueued{})
 	}
-	f.append(id("a").Stream(), 0, es...)
+	f.appendAt(id("a").Stream(), 0, es...)
 	for query, want := range map[string]int{"type=worker.registered.v1": 3, "stream=worker/": 3, "stream=worker/first": 1, "actor=nobody": 3} {
 		got, pages := f.walk(query)
 		if pages != want || got != "1" && query != "actor=nobody" {
@@ -129,7 +129,7 @@ func TestAuditPagesAreBoundedInBytes(t *testing.T) {
 	for n := range 150 {
 		es = append(es, events.LogAppended{Chunk: n, FirstLine: n + 1, Lines: 1, Text: strings.Repeat("\x1b", 60_000) + "\n"})
 	}
-	f.append(id("a").Log(1), 0, es...)
+	f.appendAt(id("a").Log(1), 0, es...)
 	got, pages := f.walk("limit=500&order=oldest")
 	if n := len(strings.Fields(got)); n != 150 || pages < 10 {
 		t.Errorf("%d events in %d pages", n, pages)

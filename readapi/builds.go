@@ -16,13 +16,13 @@ var buildList = list[projections.BuildRow]{
 // ListBuilds answers GET /builds. A build that changes while a client pages moves before the first page.
 func (s *Server) ListBuilds(ctx context.Context, request api.ListBuildsRequestObject) (api.ListBuildsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds"}}, func() (any, error) {
 		var w where
 		w.project("name", p.Package)
 		w.version(p.Version)
 		oneOf(&w, "status", p.Status)
 		equal(&w, "run_id", p.RunID)
-		rows, next, err := buildList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := buildList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.BuildList{Items: convert(rows, s.build), Next: next}, next}, err
 	})
 }
@@ -32,13 +32,13 @@ const noBuild = "There is no build of this name, version and tags. /builds lists
 // GetBuild answers GET /builds/{name}/{version}/{python_tag}/{platform_tag}.
 func (s *Server) GetBuild(ctx context.Context, request api.GetBuildRequestObject) (api.GetBuildResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds"}}, func() (any, error) {
 		streams := convert(versions(request.Version), func(version string) string {
 			return events.BuildID{
 				Name: events.NormalizeName(request.Name), Version: version, PythonTag: request.PythonTag, PlatformTag: request.PlatformTag,
 			}.Stream()
 		})
-		rows, err := projections.Query[projections.BuildRow](ctx, s.o.Pool,
+		rows, err := projections.Query[projections.BuildRow](ctx, s.db,
 			"from builds.builds where stream = any($1::text[]) order by array_position($1::text[], stream) limit 1", streams)
 		if err != nil {
 			return nil, err

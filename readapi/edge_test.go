@@ -37,6 +37,15 @@ var lists = map[string]func(f *fixture, n int){
 		name := fmt.Sprintf("a%d-1-py3-none-any.whl", n)
 		f.add(events.ArtifactStream(name), events.ArtifactPublished{Filename: name, Project: "a", Version: "1", Tags: []string{"py3-none-any"}, Build: id("a"), Attempt: 1})
 	},
+	"/packages": func(f *fixture, n int) {
+		f.add(id(fmt.Sprintf("k-%d", n)).Stream(), events.BuildPlanned{})
+	},
+	"/plans": func(f *fixture, n int) {
+		f.add(events.RunStream([16]byte{14: 1, 15: byte(n + 1)}), events.RunPlanned{Plan: [16]byte{14: 2, 15: byte(n + 1)}})
+	},
+	"/workers": func(f *fixture, n int) {
+		f.add(events.WorkerStream(fmt.Sprintf("worker-%d", n)), events.WorkerRegistered{Slots: 1, PythonTag: "cp311", PlatformTag: "any"})
+	},
 	"/runs": func(f *fixture, n int) {
 		f.add(events.RunStream([16]byte{15: byte(n + 1)}), events.RunSubmitted{Requirements: "x", Strategy: "pinned", Build: "all"})
 	},
@@ -328,7 +337,7 @@ func TestReadsGoOnThroughARebuild(t *testing.T) {
 		}
 		f.expect(path, http.StatusOK) // the connection knows the old tables
 	}
-	for _, name := range []string{"history", "builds", "queue", "artifacts", "runs", "summary"} {
+	for _, name := range f.runner.Names() {
 		if err := f.runner.Rebuild(t.Context(), name); err != nil {
 			t.Fatal(err)
 		}

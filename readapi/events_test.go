@@ -108,7 +108,8 @@ func (f *follower) event() block {
 	}
 }
 
-func (f *fixture) append(stream string, version int64, es ...events.Event) {
+// appendAt appends to a stream that stands at version; any goroutine may call it.
+func (f *fixture) appendAt(stream string, version int64, es ...events.Event) {
 	results, err := f.log.Append(context.Background(), eventlog.Entry{
 		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Actor: "tester", Status: eventlog.Applied},
 		Expected: version, Events: es,
@@ -128,12 +129,12 @@ func TestEventsAreSeenOnce(t *testing.T) {
 	for range before {
 		es = append(es, events.BuildQueued{})
 	}
-	f.append("build/first/1/cp311/any", 0, es...)
+	f.appendAt("build/first/1/cp311/any", 0, es...)
 	var wg sync.WaitGroup
 	for w := range writers {
 		wg.Go(func() {
 			for n := range each {
-				f.append(fmt.Sprintf("build/p%d/%d/cp311/any", w, n), 0, events.BuildQueued{Priority: n})
+				f.appendAt(fmt.Sprintf("build/p%d/%d/cp311/any", w, n), 0, events.BuildQueued{Priority: n})
 			}
 		})
 	}
@@ -169,7 +170,7 @@ func TestEventsOfTheTailAndOfTheLogAreTheSame(t *testing.T) {
 	url := f.live()
 	s := follow(t, url+"/events")
 	e := events.BuildFailed{Attempt: 1, Class: events.ClassCompiler, Reason: "<é>\n\u2028 \x1b[31m&\r\n\nid: 9\n"}
-	f.append(id("flask").Stream(), 0, events.BuildQueued{}, e)
+	f.appendAt(id("flask").Stream(), 0, events.BuildQueued{}, e)
 	_, live := s.event(), s.event()
 	r := follow(t, url+"/events?after=1")
 	if replayed := r.event(); replayed != live {
@@ -195,10 +196,10 @@ func TestEventsFilters(t *testing.T) {
 	url := f.live()
 	a, b := id("a").Stream(), id("ab").Stream()
 	grow := func(v int64) {
-		f.append(a, 2*v, events.BuildQueued{}, events.BuildLeased{Attempt: 1})
-		f.append(b, v, events.BuildQueued{})
-		f.append(events.QueueStream, v, events.QueuePaused{})
-		f.append(id("a").Log(int(v+1)), 0, events.LogAppended{FirstLine: 1, Lines: 1, Text: "x\n"})
+		f.appendAt(a, 2*v, events.BuildQueued{}, events.BuildLeased{Attempt: 1})
+		f.appendAt(b, v, events.BuildQueued{})
+		f.appendAt(events.QueueStream, v, events.QueuePaused{})
+		f.appendAt(id("a").Log(int(v+1)), 0, events.LogAppended{FirstLine: 1, Lines: 1, Text: "x\n"})
 	}
 	grow(0)
 	type want struct {
@@ -222,7 +223,7 @@ func TestEventsFilters(t *testing.T) {
 		open = append(open, follow(t, url+"/events"+w.query))
 	}
 	grow(1)
-	f.append("worker/last", 0, events.WorkerRegistered{Slots: 1})
+	f.appendAt("worker/last", 0, events.WorkerRegistered{Slots: 1})
 	for i, w := range wants {
 		for _, n := range strings.Fields(w.ids) {
 			if got := open[i].event(); got.id != n {
@@ -271,7 +272,7 @@ func TestEventsPingAndTell(t *testing.T) {
 	for range readapi.TellEvery + 10 {
 		es = append(es, events.BuildQueued{})
 	}
-	f.append(id("a").Stream(), 0, es...)
+	f.appendAt(id("a").Stream(), 0, es...)
 	s := follow(t, url+"/events?after=0&stream=queue/")
 	told, pinged := false, false
 	for range 20 {
@@ -289,7 +290,7 @@ func TestEventsPingAndTell(t *testing.T) {
 	if !told || !pinged {
 		t.Errorf("told %v, pinged %v", told, pinged)
 	}
-	f.append(id("b").Stream(), 0, events.BuildQueued{})
+	f.appendAt(id("b").Stream(), 0, events.BuildQueued{})
 	for b := (block{}); b.id != strconv.Itoa(readapi.TellEvery+11); {
 		var err error
 		if b, err = s.next(); err != nil {
@@ -308,7 +309,7 @@ func TestASlowFollowerIsDroppedAndResumes(t *testing.T) {
 	begin := time.Now()
 	go func() {
 		for n := range chunks {
-			f.append(id("flask").Log(1), int64(n), events.LogAppended{Chunk: n, FirstLine: n*600 + 1, Lines: 600, Text: text})
+			f.appendAt(id("flask").Log(1), int64(n), events.LogAppended{Chunk: n, FirstLine: n*600 + 1, Lines: 600, Text: text})
 		}
 	}()
 	for n := range chunks {

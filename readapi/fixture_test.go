@@ -74,8 +74,11 @@ func start(t testing.TB) *fixture {
 		}
 	})
 	f.options = &readapi.Options{
-		Pool: f.reads, Wait: f.runner.Wait, Log: f.log, Logger: quiet,
-		Position: func() int64 { return f.log.Covered(f.runner.Names()...) },
+		Pool: f.reads, Log: f.log, Logger: quiet, Status: f.runner.Status,
+		Wait: func(ctx context.Context, position int64, models ...string) error {
+			return f.log.WaitFor(ctx, position, f.models(models)...)
+		},
+		Covered: func(models ...string) (int64, uint64) { return f.log.Covered(f.models(models)...) },
 		Outcomes: func(ctx context.Context, id uuid.UUID) (eventlog.Outcome, bool, error) {
 			all, err := f.log.Outcomes(ctx, id)
 			o, ok := all[id]
@@ -91,13 +94,23 @@ func start(t testing.TB) *fixture {
 	return f
 }
 
+func (f *fixture) models(named []string) []string {
+	if len(named) == 0 {
+		return f.runner.Names()
+	}
+	return named
+}
+
 const base = "http://refinery.test"
 
 // serve makes the handler of the options as they are now.
 func (f *fixture) serve() {
 	f.t.Helper()
 	var err error
-	f.handler, err = api.New(api.Options{Logger: slog.New(slog.NewTextHandler(f.t.Output(), nil))}, struct {
+	f.handler, err = api.New(api.Options{
+		Logger:   slog.New(slog.NewTextHandler(f.t.Output(), nil)),
+		Position: func() int64 { position, _ := f.options.Covered(); return position },
+	}, struct {
 		*readapi.Server
 		writes
 	}{readapi.New(*f.options), writes{}}, http.NotFoundHandler())
@@ -112,6 +125,18 @@ func (f *fixture) serve() {
 // add appends events and waits until the read models show them.
 func (f *fixture) add(stream string, es ...events.Event) int64 {
 	f.t.Helper()
+	last := f.append(stream, es...)
+	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
+	defer cancel()
+	if err := f.runner.Wait(ctx, last); err != nil {
+		f.t.Fatal(err)
+	}
+	return last
+}
+
+// append appends events and returns the position of the last.
+func (f *fixture) append(stream string, es ...events.Event) int64 {
+	f.t.Helper()
 	results, err := f.log.Append(f.t.Context(), eventlog.Entry{
 		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Actor: "tester", Status: eventlog.Applied},
 		Expected: f.versions[stream], Events: es,
@@ -120,11 +145,6 @@ func (f *fixture) add(stream string, es ...events.Event) int64 {
 		f.t.Fatal(err, results)
 	}
 	f.versions[stream] += int64(len(es))
-	ctx, cancel := context.WithTimeout(f.t.Context(), 10*time.Second)
-	defer cancel()
-	if err := f.runner.Wait(ctx, results[0].Outcome.Last); err != nil {
-		f.t.Fatal(err)
-	}
 	return results[0].Outcome.Last
 }
 
@@ -155,6 +175,14 @@ func (f *fixture) get(path string, header ...string) (int, http.Header, any) {
 		f.t.Fatalf("%s: %v\n%s", path, err, body)
 	}
 	return resp.StatusCode, resp.Header, v
+}
+
+// raw answers with the status and the body as they are, whatever the contract says of them.
+func (f *fixture) raw(path string) (int, string) {
+	f.t.Helper()
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, httptest.NewRequestWithContext(f.t.Context(), http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
 }
 
 func (f *fixture) expect(path string, status int) any {

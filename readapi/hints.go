@@ -93,7 +93,7 @@ func (s *Server) hinted(ctx context.Context, entries []api.HistoryEntry) error {
 	if len(at) == 0 {
 		return nil
 	}
-	rows, err := projections.Query[projections.HistoryHint](ctx, s.o.Pool, "from history.hints where position = any($1) order by position, hint", slices.Collect(maps.Keys(at)))
+	rows, err := projections.Query[projections.HistoryHint](ctx, s.db, "from history.hints where position = any($1) order by position, hint", slices.Collect(maps.Keys(at)))
 	for _, r := range rows {
 		e := &entries[at[r.Position]]
 		e.Hints = append(e.Hints, r.Hint)

@@ -99,7 +99,7 @@ func (s *Server) logged(ctx context.Context, request api.GetLogRequestObject) (p
 	w.version(&request.Version)
 	equal(&w, "python_tag", p.PythonTag)
 	equal(&w, "platform_tag", p.PlatformTag)
-	rows, err := projections.Query[projections.BuildRow](ctx, s.o.Pool, "from builds.builds"+w.String()+" order by updated_position desc limit 1", w.args...)
+	rows, err := projections.Query[projections.BuildRow](ctx, s.db, "from builds.builds"+w.String()+" order by updated_position desc limit 1", w.args...)
 	if err != nil {
 		return projections.BuildRow{}, err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +70,7 @@ func (w *where) project(column string, name *api.Name) {
 // version adds the condition of a version in any spelling (PEP 440).
 func (w *where) version(v *api.Version) {
 	if v != nil {
-		w.and("version = any(%s::text[])", versions(*v))
+		w.and("version_key = %s", projections.VersionKey(*v))
 	}
 }
 
@@ -92,8 +91,6 @@ func (w *where) String() string {
 	return " where " + strings.Join(w.conditions, " and ")
 }
 
-var releaseForm = regexp.MustCompile(`^([0-9]+!)?([0-9]+(?:\.[0-9]+)*)(.*)$`)
-
 const mostRelease = 6 // segments that are tried
 
 // versions lists the normal forms that are equal to v (PEP 440: 1.0 is 1.0.0), v's own first. What is no version is found nowhere.
@@ -103,17 +100,10 @@ func versions(v string) []string {
 		return []string{v}
 	}
 	own := parsed.String()
-	parts := releaseForm.FindStringSubmatch(own)
-	if parts == nil {
-		return []string{own}
-	}
-	release := parts[2]
-	for strings.HasSuffix(release, ".0") {
-		release = strings.TrimSuffix(release, ".0")
-	}
+	epoch, release, rest := projections.SplitVersion(own)
 	all := []string{own}
 	for n := strings.Count(release, "."); n < mostRelease; n++ {
-		if s := parts[1] + release + parts[3]; s != own {
+		if s := epoch + release + rest; s != own {
 			all = append(all, s)
 		}
 		release += ".0"
@@ -250,6 +240,18 @@ func (p *pipeline) run(ctx context.Context, pool *pgxpool.Pool) error {
 		return fmt.Errorf("end the batch: %w", err)
 	}
 	return nil
+}
+
+// prepared runs queries as the pool is made for: with a plan that is kept.
+type prepared struct{ pool *pgxpool.Pool }
+
+func (p prepared) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if len(args) > 0 {
+		if _, ok := args[0].(pgx.QueryExecMode); ok {
+			args = args[1:]
+		}
+	}
+	return p.pool.Query(ctx, sql, args...)
 }
 
 // answered gives the results of a batch in the order of its queries.

@@ -33,11 +33,11 @@ var queueList = list[queued]{
 // ListQueue answers GET /queue.
 func (s *Server) ListQueue(ctx context.Context, request api.ListQueueRequestObject) (api.ListQueueResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"queue"}, aged: true}, func() (any, error) {
 		var w where
 		equal(&w, "python_tag", p.PythonTag)
 		equal(&w, "platform_tag", p.PlatformTag)
-		rows, next, err := queueList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := queueList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		now := time.Now()
 		return page{api.QueueList{Items: convert(rows, func(r queued) api.QueueEntry {
 			return api.QueueEntry{
@@ -52,7 +52,7 @@ func (s *Server) ListQueue(ctx context.Context, request api.ListQueueRequestObje
 // GetQueueStats answers GET /queue/stats.
 func (s *Server) GetQueueStats(ctx context.Context, request api.GetQueueStatsRequestObject) (api.GetQueueStatsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"queue"}, aged: true}, func() (any, error) {
 		var all pipeline
 		var q queueFigures
 		q.ask(&all)

@@ -19,7 +19,7 @@ import (
 
 func TestEmpty(t *testing.T) {
 	f := start(t)
-	for _, path := range []string{"/runs", "/history", "/recent", "/builds", "/queue", "/artifacts"} {
+	for _, path := range []string{"/runs", "/history", "/recent", "/builds", "/queue", "/artifacts", "/plans", "/packages", "/workers", "/stats/failures", "/stats/slowest"} {
 		body := f.expect(path, http.StatusOK)
 		f.same([]any{}, pick(body, "items"))
 		f.same(nil, pick(body, "next"))
@@ -315,8 +315,12 @@ func TestETagHoldsUntilTheReadModelMoves(t *testing.T) {
 	if status != http.StatusOK || len(pick(body, "items").([]any)) != 2 || header.Get("Refinery-Position") != fmt.Sprint(position) {
 		t.Errorf("after another event: %d %v", status, header)
 	}
-	if _, header, _ := f.get("/queue"); header.Get("ETag") != "" {
-		t.Error("the ages in /queue change without the read model")
+	// What does not concern it changes nothing, and neither does another process that has the same.
+	_, header, _ = f.get("/history")
+	f.add(id("b").Log(1), events.LogAppended{FirstLine: 1, Lines: 1, Text: "x\n"})
+	f.serve()
+	if status, _, _ := f.get("/history", "If-None-Match", header.Get("ETag")); status != http.StatusNotModified {
+		t.Errorf("%d after an event of a log", status)
 	}
 }
 
@@ -330,13 +334,13 @@ func TestMinPosition(t *testing.T) {
 		t.Errorf("%d at %s", status, header.Get("Refinery-Position"))
 	}
 	// Another process may feed the read models: what was waited for is covered, whatever this one knows.
-	f.options.Position = func() int64 { return 0 }
+	f.options.Covered = func(...string) (int64, uint64) { return 0, 0 }
 	f.serve()
 	if _, header, _ := f.get(fmt.Sprintf("/history?min_position=%d", position)); header.Get("Refinery-Position") != fmt.Sprint(position) {
 		t.Errorf("covers %s, waited for %d", header.Get("Refinery-Position"), position)
 	}
 	// The wait itself is faked: it would take 5 s.
-	f.options.Wait = func(ctx context.Context, _ int64) error {
+	f.options.Wait = func(ctx context.Context, _ int64, _ ...string) error {
 		if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 5*time.Second {
 			t.Error("it does not wait 5 s at the most")
 		}

@@ -16,10 +16,10 @@ var runList = list[projections.RunRow]{
 // ListRuns answers GET /runs.
 func (s *Server) ListRuns(ctx context.Context, request api.ListRunsRequestObject) (api.ListRunsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"runs"}}, func() (any, error) {
 		var w where
 		equal(&w, "state", (*string)(p.State))
-		rows, next, err := runList.read(ctx, s.o.Pool, w, p.Limit, p.Cursor)
+		rows, next, err := runList.read(ctx, s.db, w, p.Limit, p.Cursor)
 		return page{api.RunList{Items: convert(rows, run), Next: next}, next}, err
 	})
 }
@@ -27,7 +27,7 @@ func (s *Server) ListRuns(ctx context.Context, request api.ListRunsRequestObject
 // GetRun answers GET /runs/{id}.
 func (s *Server) GetRun(ctx context.Context, request api.GetRunRequestObject) (api.GetRunResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"runs"}}, func() (any, error) {
 		var all pipeline
 		var rows []projections.RunRow
 		var asked []projections.RunRequest
@@ -71,14 +71,14 @@ type manifestRow struct {
 // GetManifest answers GET /manifest.
 func (s *Server) GetManifest(ctx context.Context, request api.GetManifestRequestObject) (api.GetManifestResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"manifest", "runs"}}, func() (any, error) {
 		const from = `from (select m.*, coalesce(nullif(m.state, ''), r.state, 'submitted') as run_state
 			from manifest.manifests m left join runs.runs r on r.id = m.run_id) m `
 		tail, args, missing := from+"where finished > 0 order by finished desc limit 1", []any(nil), "No run has ended yet."
 		if p.RunID != nil {
 			tail, args, missing = from+"where run_id = $1", []any{*p.RunID}, "There is no manifest of this run: it has not ended, or there is no such run."
 		}
-		rows, err := projections.Query[manifestRow](ctx, s.o.Pool, tail, args...)
+		rows, err := projections.Query[manifestRow](ctx, s.db, tail, args...)
 		if err != nil {
 			return nil, err
 		}

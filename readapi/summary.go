@@ -16,7 +16,7 @@ const (
 // GetSummary answers GET /summary.
 func (s *Server) GetSummary(ctx context.Context, request api.GetSummaryRequestObject) (api.GetSummaryResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"history", "queue", "runs", "summary"}, aged: true}, func() (any, error) {
 		since, failures := time.Now().Add(-defaultWindow).UTC(), defaultFailures
 		if p.Since != nil {
 			since = p.Since.UTC()

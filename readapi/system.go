@@ -53,6 +53,7 @@ func (s *Server) GetCommand(ctx context.Context, request api.GetCommandRequestOb
 			}
 		}
 	}
-	h := http.Header{"Refinery-Position": {strconv.FormatInt(max(s.o.Position(), o.Last), 10)}, "Cache-Control": {"no-cache"}}
+	position, _ := s.o.Covered()
+	h := http.Header{"Refinery-Position": {strconv.FormatInt(max(position, o.Last), 10)}, "Cache-Control": {"no-cache"}}
 	return api.Answer{Status: http.StatusOK, Header: h, Body: c}, nil
 }

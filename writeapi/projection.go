@@ -35,7 +35,7 @@ func (s *Server) RebuildProjection(ctx context.Context, r api.RebuildProjectionR
 	var position int64
 	a, err := send(ctx, s, meta(ctx, ""), commands.RebuildProjection{Projection: r.Name}, func(_ commands.Projection, o eventlog.Outcome) api.Answer {
 		position = o.Last
-		return api.Answer{Status: http.StatusOK, Body: api.ProjectionAnswer{Name: r.Name, State: api.Rebuilding}}
+		return api.Answer{Status: http.StatusOK, Body: api.ProjectionAnswer{Name: r.Name, State: api.RebuildStateRebuilding}}
 	})
 	if err == nil && position > 0 {
 		err = s.Operated(ctx, position)

@@ -65,13 +65,16 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Matching: p.matching, Projections: p.read.Names(), Parked: p.parked, Operated: p.operated, Webhook: p.WorkerWebhookURL != "",
 		Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.guard.IndexURL(p.url() + "/simple/"), Logger: p.logger,
 	})
+	covered := func(models ...string) (int64, uint64) { return p.log.Covered(p.models(models)...) }
 	read := readapi.New(readapi.Options{
-		Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Wait: p.read.Wait, Ready: checker.Check,
-		Config:   func() api.Config { return p.config(write.Target()) },
-		Position: func() int64 { return p.log.Covered(p.read.Names()...) },
+		Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Ready: checker.Check, Covered: covered, Status: p.read.Status,
+		Config: func() api.Config { return p.config(write.Target()) },
+		Wait: func(ctx context.Context, position int64, models ...string) error {
+			return p.log.WaitFor(ctx, position, p.models(models)...)
+		},
 	})
 	h, err := api.New(api.Options{
-		Logger: p.logger, Guard: p.guard, Metrics: p.metrics.Handler(),
+		Logger: p.logger, Guard: p.guard, Metrics: p.metrics.Handler(), Position: func() int64 { position, _ := covered(); return position },
 		Done: func(r *http.Request, info *api.Request, status int, took time.Duration) {
 			p.metrics.Request(info, status, took)
 			p.tracer.Answered(r.Context(), info, status)
@@ -92,6 +95,14 @@ func (p *plane) await(id uuid.UUID) (wait func(context.Context) (eventlog.Outcom
 		}
 		return o, err
 	}, forget
+}
+
+// models is the read models that are named, all where none is.
+func (p *plane) models(named []string) []string {
+	if len(named) == 0 {
+		return p.read.Names()
+	}
+	return named
 }
 
 func (p *plane) covering() []string { return append(p.read.Names(), policies.LeasesName) }

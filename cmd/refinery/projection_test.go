@@ -129,7 +129,7 @@ func (c *control) rebuilt(name string, generation int64) {
 	c.Helper()
 	var a api.ProjectionAnswer
 	c.call(200, "POST", "/projections/"+name+"/rebuild", nil, &a)
-	if a.Name != name || a.State != api.Rebuilding {
+	if a.Name != name || a.State != api.RebuildStateRebuilding {
 		c.Errorf("%+v", a)
 	}
 	eventually(c.T, 20*time.Second, func() error {

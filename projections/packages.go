@@ -1,0 +1,163 @@
+package projections
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/wheelrefinery/refinery/events"
+)
+
+// PackageRow is what became of the builds of a project.
+type PackageRow struct {
+	Name            string          `db:"name" sql:"text primary key"` // normalised (PEP 503)
+	Position        int64           `db:"position" sql:"bigint"`       // of its first event
+	UpdatedAt       time.Time       `db:"updated_at" sql:"timestamptz"`
+	UpdatedPosition int64           `db:"updated_position" sql:"bigint"`
+	Counts          map[string]int  `db:"counts" sql:"jsonb"` // builds by status; one without builds may be missing
+	Versions        int             `db:"versions" sql:"bigint"`
+	Variants        int             `db:"variants" sql:"bigint"`
+	Succeeded       int             `db:"succeeded" sql:"bigint"` // attempts
+	Failed          int             `db:"failed" sql:"bigint"`
+	Durations       Durations       `db:"durations" sql:"jsonb"`
+	Failure         *PackageFailure `db:"failure" sql:"jsonb"` // the latest
+}
+
+// Key is the project's name.
+func (p PackageRow) Key() string { return p.Name }
+
+// Durations is how long the last attempts took that made a wheel.
+type Durations struct {
+	Count    int   `json:"count"`
+	MedianMS int64 `json:"median_ms"`
+	P90MS    int64 `json:"p90_ms"`
+	MaxMS    int64 `json:"max_ms"`
+}
+
+// PackageFailure is an attempt that failed.
+type PackageFailure struct {
+	Position    int64     `json:"position"`
+	Time        time.Time `json:"time"`
+	Version     string    `json:"version"`
+	PythonTag   string    `json:"python_tag"`
+	PlatformTag string    `json:"platform_tag"`
+	Attempt     int       `json:"attempt"`
+	Class       string    `json:"class"`
+	Reason      string    `json:"reason"`
+}
+
+// PackageTimes are the durations that Durations is made of, newest last.
+type PackageTimes struct {
+	Name string  `db:"name" sql:"text primary key"`
+	MS   []int64 `db:"ms" sql:"jsonb"`
+}
+
+// Key is the project's name.
+func (t PackageTimes) Key() string { return t.Name }
+
+// mostTimes is how many durations are looked at.
+const mostTimes = 200
+
+// VersionRowKey names a version of a project.
+type VersionRowKey struct{ Name, Version string }
+
+// PackageVersion counts the builds of a version.
+type PackageVersion struct {
+	Name            string         `db:"name" sql:"text primary key"`
+	Version         string         `db:"version" sql:"text primary key"`
+	Counts          map[string]int `db:"counts" sql:"jsonb"`
+	UpdatedPosition int64          `db:"updated_position" sql:"bigint"`
+}
+
+// Key is the version.
+func (v PackageVersion) Key() VersionRowKey { return VersionRowKey{v.Name, v.Version} }
+
+// VariantKey names a target of a project's builds.
+type VariantKey struct{ Name, PythonTag, PlatformTag string }
+
+// PackageVariant counts the builds of a target.
+type PackageVariant struct {
+	Name            string         `db:"name" sql:"text primary key"`
+	PythonTag       string         `db:"python_tag" sql:"text primary key"`
+	PlatformTag     string         `db:"platform_tag" sql:"text primary key"`
+	Counts          map[string]int `db:"counts" sql:"jsonb"`
+	UpdatedPosition int64          `db:"updated_position" sql:"bigint"`
+}
+
+// Key is the target.
+func (v PackageVariant) Key() VariantKey { return VariantKey{v.Name, v.PythonTag, v.PlatformTag} }
+
+// packageTables are part of the summary: it knows the builds already, and a transaction costs more than rows.
+type packageTables struct {
+	packages *table[string, PackageRow]
+	versions *table[VersionRowKey, PackageVersion]
+	variants *table[VariantKey, PackageVariant]
+	times    *table[string, PackageTimes]
+}
+
+func newPackageTables(m *models) packageTables {
+	return packageTables{
+		newTable[string, PackageRow](m, "packages", "(updated_position)"),
+		newTable[VersionRowKey, PackageVersion](m, "versions", "(name, updated_position)"),
+		newTable[VariantKey, PackageVariant](m, "variants", "(name, updated_position)"),
+		newTable[string, PackageTimes](m, "times"),
+	}
+}
+
+// build notes an event of a build whose status it changes from before, "" for a new one, to now.
+func (t *packageTables) build(m events.Recorded, before, now string) {
+	id := targetOf(m)
+	p, ok := t.packages.Get(id.Name)
+	if !ok {
+		p.Name, p.Position = id.Name, m.Position
+	}
+	p.UpdatedAt, p.UpdatedPosition = m.Time, m.Position
+	switch e := m.Event.(type) {
+	case events.BuildSucceeded:
+		p.Succeeded++
+		times, _ := t.times.Get(id.Name)
+		ms := append(slices.Clone(times.MS), e.DurationMS)
+		ms = ms[max(0, len(ms)-mostTimes):]
+		t.times.Put(PackageTimes{id.Name, ms})
+		p.Durations = durationsOf(ms)
+	case events.BuildFailed:
+		p.Failed++
+		p.Failure = &PackageFailure{
+			m.Position, m.Time, id.Version, id.PythonTag, id.PlatformTag, e.Attempt, string(e.Class), e.Reason,
+		}
+	}
+	if now != before {
+		p.Counts = moved(p.Counts, before, now)
+		version, known := t.versions.Get(VersionRowKey{id.Name, id.Version})
+		if !known {
+			p.Versions++
+		}
+		t.versions.Put(PackageVersion{id.Name, id.Version, moved(version.Counts, before, now), m.Position})
+		variant, known := t.variants.Get(VariantKey{id.Name, id.PythonTag, id.PlatformTag})
+		if !known {
+			p.Variants++
+		}
+		t.variants.Put(PackageVariant{id.Name, id.PythonTag, id.PlatformTag, moved(variant.Counts, before, now), m.Position})
+	}
+	t.packages.Put(p)
+}
+
+// moved is counts after a build went from one status, "" for a new one, to another.
+func moved(counts map[string]int, before, now string) map[string]int {
+	counts = maps.Clone(counts)
+	if counts == nil {
+		counts = map[string]int{}
+	}
+	if before != "" {
+		counts[before]--
+	}
+	counts[now]++
+	return counts
+}
+
+// durationsOf takes percentiles as the smallest value that so many do not exceed.
+func durationsOf(ms []int64) Durations {
+	sorted := slices.Sorted(slices.Values(ms))
+	n := len(sorted)
+	return Durations{n, sorted[(n+1)/2-1], sorted[(9*n+9)/10-1], sorted[n-1]}
+}

@@ -1,0 +1,39 @@
+package projections
+
+import (
+	"strings"
+	"time"
+
+	"github.com/wheelrefinery/refinery/events"
+)
+
+// WorkerRow is a worker as it described itself last. When it was heard of, and what it holds, is in workers_seen and leases.
+type WorkerRow struct {
+	ID           string    `db:"id" sql:"text primary key"`
+	Position     int64     `db:"position" sql:"bigint"` // of its first event
+	PythonTag    string    `db:"python_tag" sql:"text"`
+	PlatformTag  string    `db:"platform_tag" sql:"text"`
+	Slots        int       `db:"slots" sql:"bigint"`
+	Version      string    `db:"version" sql:"text"`
+	Host         string    `db:"host" sql:"text"`
+	RegisteredAt time.Time `db:"registered_at" sql:"timestamptz"` // first
+}
+
+// Key is the worker's id.
+func (w WorkerRow) Key() string { return w.ID }
+
+type workerTables struct{ workers *table[string, WorkerRow] }
+
+var workers = define("workers", 1, func(m *models) *workerTables {
+	return &workerTables{newTable[string, WorkerRow](m, "workers", "(position)", "(python_tag, position)", "(platform_tag, position)")}
+}, on((*workerTables).registered))
+
+func (t *workerTables) registered(e events.WorkerRegistered, m events.Recorded) {
+	id := strings.TrimPrefix(m.Stream, events.WorkerStream(""))
+	w, ok := t.workers.Get(id)
+	if !ok {
+		w.ID, w.Position, w.RegisteredAt = id, m.Position, m.Time
+	}
+	w.PythonTag, w.PlatformTag, w.Slots, w.Version, w.Host = e.PythonTag, e.PlatformTag, e.Slots, e.Version, e.Host
+	t.workers.Put(w)
+}
