@@ -454,7 +454,7 @@ type ClientInterface interface {
 
 	// RebuildProjection Makes a read model again from the whole log.
 	//
-	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt goes on.
 	// 404 for a name that is no read model's.
 	//
 	// Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
@@ -1528,7 +1528,7 @@ func (c *Client) SkipDeadLetter(ctx context.Context, name ProjectionName, id int
 
 // RebuildProjection Makes a read model again from the whole log.
 //
-// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt goes on.
 // 404 for a name that is no read model's.
 //
 // Corresponds with POST /projections/{name}/rebuild (the `RebuildProjection` operationId).
@@ -7648,7 +7648,7 @@ type ClientWithResponsesInterface interface {
 
 	// RebuildProjectionWithResponse Makes a read model again from the whole log.
 	//
-	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+	// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt goes on.
 	// 404 for a name that is no read model's.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -10822,7 +10822,7 @@ func (c *ClientWithResponses) SkipDeadLetterWithResponse(ctx context.Context, na
 
 // RebuildProjectionWithResponse Makes a read model again from the whole log.
 //
-// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt begins again.
+// The answer comes when it has begun. What is served stays until the new one is complete; one that is being rebuilt goes on.
 // 404 for a name that is no read model's.
 //
 // Returns a wrapper object for the known response body format(s).

@@ -64,6 +64,16 @@ func anyFact() *rapid.Generator[fact] {
 			of(events.BuildReused{Run: run, Wheel: wheel, Own: yes}),
 			of(events.BuildSkipped{Run: run, Reason: "needs another"}),
 			of(events.BuildCancelled{Run: run, Reason: "no", Attempt: attempt - 1}),
+			of(events.BuildPriorityChanged{Priority: 10 * attempt}),
+			{events.ArtifactStream(wheel.Filename), events.ArtifactYanked{Reason: "bad"}},
+			{events.ArtifactStream(wheel.Filename), events.ArtifactUnyanked{}},
+			{events.BulkStream(run), events.BulkRequested{Action: "cancel", Builds: make([]events.BuildID, attempt-1)}},
+			{events.BulkStream(run), events.BulkProgressed{Applied: 1, Refused: attempt - 1}},
+			{events.TriggerStream(run), events.TriggerRequested{Local: yes}},
+			{events.TriggerStream(run), events.TriggerFailed{Attempt: attempt, RetryAt: at}},
+			{events.TriggerStream(run), events.TriggerSucceeded{Attempt: attempt}},
+			{events.SmokeStream(run), events.SmokeRequested{}},
+			{events.SmokeStream(run), events.SmokeLeased{Worker: "w"}},
 			{events.QueueStream, events.QueueCleared{IncludeLeased: yes}},
 			{events.QueueStream, events.QueuePaused{Reason: "tea"}},
 			{events.QueueStream, events.QueueResumed{}},
@@ -105,7 +115,7 @@ var errKilled = errors.New("killed")
 // feedRoughly brings p up to position in batches of any size, by three processes that take turns whenever one is killed or held up:
 // what one had in memory is gone or out of date, and sometimes what it was about to save is lost.
 func feedRoughly(r *Runner, p projection, position int64, rng *rand.Rand) error {
-	deadline, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	deadline, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
 	processes := make([]eventlog.Follower, 3)
 	for deadline.Err() == nil {

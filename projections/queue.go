@@ -146,7 +146,10 @@ func (t *queueTables) released(e events.BuildReleased, m events.Recorded) {
 }
 
 func (t *queueTables) prioritised(e events.BuildPriorityChanged, m events.Recorded) {
-	b, _ := t.builds.GetOwn(m.Stream, m)
+	b, ok := t.builds.GetOwn(m.Stream, m)
+	if !ok {
+		return
+	}
 	b.Priority = e.Priority
 	t.builds.Put(b)
 	if _, inQueue := t.entries.GetOwn(m.Stream, m); inQueue { // the queue may have been cleared of it

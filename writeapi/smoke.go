@@ -84,7 +84,7 @@ func (s *Server) SmokeWorker(ctx context.Context, r api.SmokeWorkerRequestObject
 // RecordSmoke is POST /worker/smoke/{id}.
 func (s *Server) RecordSmoke(ctx context.Context, r api.RecordSmokeRequestObject) (api.RecordSmokeResponseObject, error) {
 	b := r.Body
-	m := commands.Meta{ID: endOfSmoke(r.ID), Actor: "worker/" + b.Worker, Correlation: r.ID, Digest: smokeDigest}
+	m := commands.Meta{ID: endOfSmoke(r.ID), Actor: workerActor(ctx, b.Worker), Correlation: r.ID, Digest: smokeDigest}
 	c := commands.RecordSmoke{Smoke: r.ID, Report: events.SmokeReport{
 		Worker: b.Worker, OK: b.Ok, Failures: b.Failures, DurationMS: b.DurationMS, PlanMS: b.PlanMS, BuildMS: b.BuildMS, Wheel: b.Wheel,
 		PythonVersion: b.PythonVersion, UV: b.Uv, GCC: b.Gcc, Program: b.Program, User: b.User,

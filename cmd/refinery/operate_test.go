@@ -29,7 +29,7 @@ type control struct {
 
 func startControl(t *testing.T, change ...func(*controlSettings)) *control {
 	t.Helper()
-	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour}
+	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour, MaxAttempts: 1}
 	for _, f := range change {
 		f(&c)
 	}
