@@ -43,8 +43,14 @@ type operation struct {
 	stream  bool // the body is passed on as it arrives
 	index   bool // routed by hand
 	mend    bool // what is not UTF-8 in the body is replaced, not refused
+	events  bool // the answer may be events
 	scope   access.Scope
 	query   map[string]*openapi3.Parameter
+}
+
+// endless says that r is answered with events, each of which is sent at once.
+func (o operation) endless(r *http.Request) bool {
+	return o.events && (o.query["follow"] == nil || r.URL.Query().Get("follow") == "true")
 }
 
 func newContract() (*contract, error) {
@@ -70,6 +76,9 @@ func newContract() (*contract, error) {
 			}
 			o.stream, _ = op.Extensions["x-stream"].(bool)
 			o.mend, _ = op.Extensions["x-mend-utf8"].(bool)
+			if ok := op.Responses.Status(http.StatusOK); ok != nil && ok.Value.Content != nil {
+				_, o.events = ok.Value.Content["text/event-stream"]
+			}
 			if o.scope, err = scopeOf(method, op.Extensions); err != nil {
 				return nil, err
 			}

@@ -62,22 +62,23 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 		},
 	})
 	return &handler{
-		options: o, contract: contract, generated: compress(router), index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
+		options: o, contract: contract, generated: router, compressed: compress(router), index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
 		origin: http.NewCrossOriginProtection(), guard: o.Guard,
 		docs: sync.OnceValues(func() (*docs, error) { return newDocs(contract.doc) }), // most never read them
 	}, nil
 }
 
 type handler struct {
-	options   Options
-	contract  *contract
-	generated http.Handler
-	index     http.Handler
-	simple    http.Handler // the pages of index, not its files
-	document  http.Handler
-	origin    *http.CrossOriginProtection
-	guard     *access.Guard // nil: everything is open
-	docs      func() (*docs, error)
+	options    Options
+	contract   *contract
+	generated  http.Handler
+	compressed http.Handler // generated, with its answers compressed
+	index      http.Handler
+	simple     http.Handler // the pages of index, not its files
+	document   http.Handler
+	origin     *http.CrossOriginProtection
+	guard      *access.Guard // nil: everything is open
+	docs       func() (*docs, error)
 }
 
 func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -187,7 +188,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 		get.Method = http.MethodGet
 		r, w = &get, headWriter{w}
 	}
-	h.generated.ServeHTTP(w, r)
+	if op.endless(r) {
+		h.generated.ServeHTTP(w, r)
+	} else {
+		h.compressed.ServeHTTP(w, r)
+	}
 	return nil
 }
 

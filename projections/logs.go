@@ -21,7 +21,8 @@ type LogPiece struct {
 	Time      time.Time `db:"time" sql:"timestamptz"`
 	Text      string    `db:"text" sql:"text"`
 	Target
-	Attempt int `db:"attempt" sql:"bigint"`
+	VersionKey string `db:"version_key" sql:"text"`
+	Attempt    int    `db:"attempt" sql:"bigint"`
 }
 
 // What is searched at once: the index leads to pieces, and a search goes from segment to segment (0012).
@@ -101,7 +102,7 @@ func (t *logTables) appended(e events.LogAppended, m events.Recorded) {
 		lines := strings.Count(text, "\n")
 		t.pieces.Insert(LogPiece{
 			Stream: m.Stream, Chunk: e.Chunk, Piece: n, FirstLine: line, Lines: lines, Segment: into.Number, Position: m.Position, Time: m.Time,
-			Text: text, Target: l.Target, Attempt: l.Attempt,
+			Text: text, Target: l.Target, VersionKey: VersionKey(l.Version), Attempt: l.Attempt,
 		})
 		line += lines
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/wheelrefinery/refinery/projections"
 )
 
 // buildLog makes text like that of builds: commands of compilers, warnings, paths, addresses, over 20,000 names.
@@ -80,7 +82,7 @@ func BenchmarkSearch(b *testing.B) {
 		l, size, piece, line := newBuildLog(), 0, 0, 1
 		at, begin := time.Now().Add(-24*time.Hour), time.Now()
 		_, err = f.pool.CopyFrom(b.Context(), pgx.Identifier{"logs", "pieces"}, []string{
-			"stream", "chunk", "piece", "first_line", "lines", "segment", "position", "time", "text", "name", "version", "python_tag", "platform_tag", "attempt",
+			"stream", "chunk", "piece", "first_line", "lines", "segment", "position", "time", "text", "name", "version", "python_tag", "platform_tag", "version_key", "attempt",
 		}, pgx.CopyFromFunc(func() ([]any, error) {
 			if size >= bytes {
 				return nil, nil
@@ -103,7 +105,7 @@ func BenchmarkSearch(b *testing.B) {
 			size += text.Len()
 			return []any{
 				"log/" + name + "/1.0/cp311/linux_x86_64/1", piece / 8, piece % 8, first, line - first, piece / perSegment, piece, at.Add(time.Duration(piece) * time.Millisecond),
-				text.String(), name, "1.0", "cp311", "linux_x86_64", 1,
+				text.String(), name, "1.0", "cp311", "linux_x86_64", projections.VersionKey("1.0"), 1,
 			}, nil
 		}))
 		if err != nil {
