@@ -2472,8 +2472,10 @@ type ListBuildsParams struct {
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
 	// Cursor The `next` of the page before. Opaque.
-	Cursor  *Cursor  `form:"cursor,omitempty" json:"cursor,omitempty"`
-	Package *Name    `form:"package,omitempty" json:"package,omitempty"`
+	Cursor  *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+	Package *Name   `form:"package,omitempty" json:"package,omitempty"`
+
+	// Version Of the package that is named with it.
 	Version *Version `form:"version,omitempty" json:"version,omitempty"`
 
 	// Status One or several.

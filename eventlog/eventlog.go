@@ -129,6 +129,7 @@ func Pool(ctx context.Context, dsn string, most int) (*pgxpool.Pool, error) {
 	}
 	c.MaxConns = int32(most)
 	c.ConnConfig.RuntimeParams["jit"] = "off"
+	c.ConnConfig.RuntimeParams["enable_seqscan"] = "off" // a plan made while a table was empty serves when it is not
 	c.ConnConfig.RuntimeParams["application_name"] = "refinery"
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {

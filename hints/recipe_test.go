@@ -25,7 +25,7 @@ func TestCheckRecipe(t *testing.T) {
 		{
 			"apt",
 			[]string{"libpq-dev", "g++", "libstdc++6", "0ad", "libffi-dev:arm64", "libpq-dev=15.5-0+deb12u1", "gcc:amd64=4:12.2.0-3", "libxml2-dev=2.9.14+dfsg-1.3~deb12u1"},
-			[]string{"a", "Libpq", "libpq_dev", "libpq-dev/stable", "libpq-dev=", "libpq-dev:", "libpq-dev-", "libpq dev", ".hidden", "+x", "libpq-dev*", "libpq-dev=1.0;x", "./x.deb", "^x"},
+			[]string{"a", "Libpq", "libpq_dev", "libpq-dev/stable", "libpq-dev=", "libpq-dev:", "libpq-dev-", "libpq-dev:amd64-", "libpq-dev=1.0-", "libpq dev", ".hidden", "+x", "libpq-dev*", "libpq-dev=1.0;x", "./x.deb", "^x"},
 		},
 		{
 			"dnf",

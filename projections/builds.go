@@ -55,7 +55,7 @@ type buildTables struct{ builds *table[string, BuildRow] }
 
 var builds = define("builds", 1, func(m *models) *buildTables {
 	return &buildTables{newTable[string, BuildRow](m, "builds",
-		"(updated_position)", "(status, updated_position)", "(name, updated_position)", "(version_key, updated_position)",
+		"(updated_position)", "(status, updated_position)", "(name, updated_position)",
 		"(run_id, updated_position) where run_id is not null")}
 }, onEach((*buildTables).build, buildEvents...)...)
 

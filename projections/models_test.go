@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"encoding/json"
 	"maps"
 	"testing"
 	"time"
@@ -173,12 +174,7 @@ func TestSummaryCounts(t *testing.T) {
 		events.BuildSucceeded{Attempt: 1}, events.BuildReused{Run: runB, Own: true})...)
 	m.apply(t, build(jinja, events.BuildReused{Run: runA}, events.BuildQueued{})...)
 	sum, _ := s.totals.Get(1)
-	want := map[string]int{Reused: 1, Queued: 1}
-	for k, n := range sum.Counts {
-		if n != want[k] {
-			t.Errorf("%s: %d, want %d", k, n, want[k])
-		}
-	}
+	same(t, countsOf(map[string]int32{Reused: 1, Queued: 1}), sum.Counts)
 	if sum.HitsOwn != 1 || sum.HitsUpstream != 1 || sum.Misses != 1 {
 		t.Errorf("cache: %+v", sum)
 	}
@@ -272,5 +268,32 @@ func TestAFoldThatIsThrownAwayLeavesNoTrace(t *testing.T) {
 	s, _ := top[queueTables](m, "queue").state.Get(1)
 	same(t, []QueueTag{{"cp311", "linux_s390x", 1, 1}}, s.Tags)
 	sum, _ := top[summaryTables](m, "summary").totals.Get(1)
-	same(t, map[string]int{Queued: 1, Leased: 0, Building: 1}, sum.Counts)
+	same(t, countsOf(map[string]int32{Queued: 1, Building: 1}), sum.Counts)
+}
+
+func countsOf(by map[string]int32) (c StatusCounts) {
+	for i, status := range Statuses {
+		c[i] = by[status]
+	}
+	return c
+}
+
+// The stored form names statuses, so that their order here is nobody's business, and one of a newer program does no harm.
+func TestStatusCountsJSON(t *testing.T) {
+	full := countsOf(map[string]int32{Planned: 1, Skipped: 7, Built: -2})
+	data, err := json.Marshal(full)
+	if err != nil || string(data) != `{"planned":1,"built":-2,"skipped":7}` {
+		t.Errorf("%s %v", data, err)
+	}
+	for text, want := range map[string]StatusCounts{
+		string(data): full, `{}`: {}, `null`: {}, `{"unheard-of": 3, "queued": 1}`: countsOf(map[string]int32{Queued: 1}),
+	} {
+		var got StatusCounts
+		if err := json.Unmarshal([]byte(text), &got); err != nil || got != want {
+			t.Errorf("%s: %v %v", text, got, err)
+		}
+	}
+	if n := full.moved(Built, Queued).moved("", Queued).Of(Queued); n != 2 {
+		t.Errorf("%d queued", n)
+	}
 }

@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"maps"
 	"slices"
 	"time"
 
@@ -14,7 +13,7 @@ type PackageRow struct {
 	Position        int64           `db:"position" sql:"bigint"`       // of its first event
 	UpdatedAt       time.Time       `db:"updated_at" sql:"timestamptz"`
 	UpdatedPosition int64           `db:"updated_position" sql:"bigint"`
-	Counts          map[string]int  `db:"counts" sql:"jsonb"` // builds by status; one without builds may be missing
+	Counts          StatusCounts    `db:"counts" sql:"jsonb"` // builds by status
 	Versions        int             `db:"versions" sql:"bigint"`
 	Variants        int             `db:"variants" sql:"bigint"`
 	Succeeded       int             `db:"succeeded" sql:"bigint"` // attempts
@@ -63,10 +62,10 @@ type VersionRowKey struct{ Name, Version string }
 
 // PackageVersion counts the builds of a version.
 type PackageVersion struct {
-	Name            string         `db:"name" sql:"text primary key"`
-	Version         string         `db:"version" sql:"text primary key"`
-	Counts          map[string]int `db:"counts" sql:"jsonb"`
-	UpdatedPosition int64          `db:"updated_position" sql:"bigint"`
+	Name            string       `db:"name" sql:"text primary key"`
+	Version         string       `db:"version" sql:"text primary key"`
+	Counts          StatusCounts `db:"counts" sql:"jsonb"`
+	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
 }
 
 // Key is the version.
@@ -77,11 +76,11 @@ type VariantKey struct{ Name, PythonTag, PlatformTag string }
 
 // PackageVariant counts the builds of a target.
 type PackageVariant struct {
-	Name            string         `db:"name" sql:"text primary key"`
-	PythonTag       string         `db:"python_tag" sql:"text primary key"`
-	PlatformTag     string         `db:"platform_tag" sql:"text primary key"`
-	Counts          map[string]int `db:"counts" sql:"jsonb"`
-	UpdatedPosition int64          `db:"updated_position" sql:"bigint"`
+	Name            string       `db:"name" sql:"text primary key"`
+	PythonTag       string       `db:"python_tag" sql:"text primary key"`
+	PlatformTag     string       `db:"platform_tag" sql:"text primary key"`
+	Counts          StatusCounts `db:"counts" sql:"jsonb"`
+	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
 }
 
 // Key is the target.
@@ -98,8 +97,8 @@ type packageTables struct {
 func newPackageTables(m *models) packageTables {
 	return packageTables{
 		newTable[string, PackageRow](m, "packages", "(updated_position)"),
-		newTable[VersionRowKey, PackageVersion](m, "versions", "(name, updated_position)"),
-		newTable[VariantKey, PackageVariant](m, "variants", "(name, updated_position)"),
+		newTable[VersionRowKey, PackageVersion](m, "versions"),
+		newTable[VariantKey, PackageVariant](m, "variants"),
 		newTable[string, PackageTimes](m, "times"),
 	}
 }
@@ -115,7 +114,7 @@ func (t *packageTables) build(m events.Recorded, before, now string) {
 	switch e := m.Event.(type) {
 	case events.BuildSucceeded:
 		p.Succeeded++
-		times, _ := t.times.Get(id.Name)
+		times, _ := t.times.GetUnder(ok, id.Name)
 		ms := append(slices.Clone(times.MS), e.DurationMS)
 		ms = ms[max(0, len(ms)-mostTimes):]
 		t.times.Put(PackageTimes{id.Name, ms})
@@ -127,32 +126,19 @@ func (t *packageTables) build(m events.Recorded, before, now string) {
 		}
 	}
 	if now != before {
-		p.Counts = moved(p.Counts, before, now)
-		version, known := t.versions.Get(VersionRowKey{id.Name, id.Version})
+		p.Counts = p.Counts.moved(before, now)
+		version, known := t.versions.GetUnder(ok, VersionRowKey{id.Name, id.Version})
 		if !known {
 			p.Versions++
 		}
-		t.versions.Put(PackageVersion{id.Name, id.Version, moved(version.Counts, before, now), m.Position})
-		variant, known := t.variants.Get(VariantKey{id.Name, id.PythonTag, id.PlatformTag})
+		t.versions.Put(PackageVersion{id.Name, id.Version, version.Counts.moved(before, now), m.Position})
+		variant, known := t.variants.GetUnder(ok, VariantKey{id.Name, id.PythonTag, id.PlatformTag})
 		if !known {
 			p.Variants++
 		}
-		t.variants.Put(PackageVariant{id.Name, id.PythonTag, id.PlatformTag, moved(variant.Counts, before, now), m.Position})
+		t.variants.Put(PackageVariant{id.Name, id.PythonTag, id.PlatformTag, variant.Counts.moved(before, now), m.Position})
 	}
 	t.packages.Put(p)
-}
-
-// moved is counts after a build went from one status, "" for a new one, to another.
-func moved(counts map[string]int, before, now string) map[string]int {
-	counts = maps.Clone(counts)
-	if counts == nil {
-		counts = map[string]int{}
-	}
-	if before != "" {
-		counts[before]--
-	}
-	counts[now]++
-	return counts
 }
 
 // durationsOf takes percentiles as the smallest value that so many do not exceed.

@@ -157,11 +157,11 @@ func TestAnEventCostsOneRoundTripForEachProjectionThatItConcerns(t *testing.T) {
 			"build.planned.v1": 2, "build.queued.v1": 3, "build.leased.v1": 3, "build.started.v1": 2,
 			"build.released.v1": 5, "build.succeeded.v1": 5,
 		}[f.event.Name()]
-		// Before its first event it is not known whether a run waits for it, nor what there is of its project, version and target; nor
-		// how long others of the project took, before it is built.
+		// Before its first event it is not known whether a run waits for it, nor what there is of its project; nor how long others of the
+		// project took, before it is built.
 		switch f.event.Name() {
 		case "build.planned.v1":
-			reads -= 4
+			reads -= 2
 		case "build.succeeded.v1":
 			reads--
 		}

@@ -34,14 +34,14 @@ func TestPackages(t *testing.T) {
 	row, _ := p.packages.Get("flask")
 	same(t, PackageRow{
 		Name: "flask", Position: 1, UpdatedAt: m.time(11), UpdatedPosition: 11, Versions: 2, Variants: 2, Succeeded: 2, Failed: 1,
-		Counts:    map[string]int{Queued: 0, Leased: 0, Failed: 0, Retrying: 0, Built: 2},
+		Counts:    countsOf(map[string]int32{Built: 2}),
 		Durations: Durations{2, 10, 30, 30},
 		Failure:   &PackageFailure{3, m.time(3), "3.0", "cp311", "linux_s390x", 1, "test", "red"},
 	}, row)
 	version, _ := p.versions.Get(VersionRowKey{"flask", "3.0"})
-	same(t, PackageVersion{"flask", "3.0", map[string]int{Queued: 0, Leased: 0, Failed: 0, Built: 1}, 11}, version)
+	same(t, PackageVersion{"flask", "3.0", countsOf(map[string]int32{Built: 1}), 11}, version)
 	variant, _ := p.variants.Get(VariantKey{"flask", "cp312", "linux_s390x"})
-	same(t, 1, variant.Counts[Built])
+	same(t, 1, variant.Counts.Of(Built))
 }
 
 func TestDurations(t *testing.T) {

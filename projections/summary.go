@@ -19,11 +19,11 @@ func (b SummaryBuild) Key() string { return b.Stream }
 
 // SummaryTotals counts what there is, in one row.
 type SummaryTotals struct {
-	ID           int64          `db:"id" sql:"bigint primary key"`
-	Counts       map[string]int `db:"counts" sql:"jsonb"` // builds by status; one without builds may be missing
-	HitsOwn      int            `db:"hits_own" sql:"bigint"`
-	HitsUpstream int            `db:"hits_upstream" sql:"bigint"`
-	Misses       int            `db:"misses" sql:"bigint"`
+	ID           int64        `db:"id" sql:"bigint primary key"`
+	Counts       StatusCounts `db:"counts" sql:"jsonb"` // builds by status
+	HitsOwn      int          `db:"hits_own" sql:"bigint"`
+	HitsUpstream int          `db:"hits_upstream" sql:"bigint"`
+	Misses       int          `db:"misses" sql:"bigint"`
 }
 
 // Key is always 1.
@@ -71,7 +71,7 @@ func (t *summaryTables) build(m events.Recorded) {
 	counted := sum
 	counted.ID = 1
 	if now != before {
-		counted.Counts = moved(sum.Counts, before, now)
+		counted.Counts = sum.Counts.moved(before, now)
 		t.builds.Put(SummaryBuild{m.Stream, now})
 	}
 	switch e := m.Event.(type) {

@@ -69,6 +69,15 @@ func (t *table[K, R]) GetOwn(key K, m events.Recorded) (R, bool) {
 	return t.Get(key)
 }
 
+// GetUnder is Get for a row that is there only when another one is: while that is not, it need not look.
+func (t *table[K, R]) GetUnder(other bool, key K) (R, bool) {
+	if !other {
+		s := t.work[key]
+		return s.row, s.ok
+	}
+	return t.Get(key)
+}
+
 // Put stores row in place of the one that has its key, if any.
 func (t *table[K, R]) Put(row R) { t.work[row.Key()] = slot[R]{row, true} }
 

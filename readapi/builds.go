@@ -18,6 +18,9 @@ func (s *Server) ListBuilds(ctx context.Context, request api.ListBuildsRequestOb
 	p := request.Params
 	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"builds"}}, func() (any, error) {
 		var w where
+		if p.Version != nil && p.Package == nil {
+			return nil, invalid("version", "goes with package: add the one that you mean")
+		}
 		w.project("name", p.Package)
 		w.version(p.Version)
 		oneOf(&w, "status", p.Status)

@@ -170,7 +170,7 @@ func TestReadsUseIndexes(t *testing.T) {
 		"/hints":          {"", "q=x", "q=h-77", "severity=error", "tag=t-40", "tag=t-40&severity=info&q=h"},
 		"/hints/h-7":      {""},
 		"/recent":         {"", "package=pkg-7", "status=failed"},
-		"/builds":         {"", "package=pkg-7", "package=pkg-7&version=1.3", "version=1.3", "version=nothing", "status=queued", "status=queued&status=failed", "run_id=" + run},
+		"/builds":         {"", "package=pkg-7", "package=pkg-7&version=1.3", "package=pkg-7&version=nothing", "status=queued", "status=queued&status=failed", "run_id=" + run},
 		"/artifacts":      {"", "package=pkg-7", "package=pkg-7&version=1.3", "version=1.3", "version=nothing"},
 		"/packages":       {"", "package=pkg-7"},
 		"/plans":          {"", "run_id=" + runID.String()},

@@ -60,10 +60,10 @@ func (s *Server) GetPackage(ctx context.Context, request api.GetPackageRequestOb
 			Name: of.Name, Counts: of.Counts, Versions: of.Versions, Variants: of.Variants, Succeeded: of.Succeeded, Failed: of.Failed,
 			SuccessRate: of.SuccessRate, Durations: of.Durations, UpdatedAt: of.UpdatedAt, LatestFailure: of.LatestFailure,
 			VersionList: convert(versions, func(v projections.PackageVersion) api.PackageVersion {
-				return api.PackageVersion{Version: v.Version, Counts: counts(v.Counts)}
+				return api.PackageVersion{Version: v.Version, Counts: counts(v.Counts.Of)}
 			}),
 			VariantList: convert(variants, func(v projections.PackageVariant) api.PackageVariant {
-				return api.PackageVariant{PythonTag: v.PythonTag, PlatformTag: v.PlatformTag, Counts: counts(v.Counts)}
+				return api.PackageVariant{PythonTag: v.PythonTag, PlatformTag: v.PlatformTag, Counts: counts(v.Counts.Of)}
 			}),
 		}, nil
 	})
@@ -93,7 +93,7 @@ func newestFirst(rows []projections.PackageVersion) {
 
 func packageOf(r projections.PackageRow) api.Package {
 	p := api.Package{
-		Name: r.Name, Counts: counts(r.Counts), Versions: r.Versions, Variants: r.Variants, Succeeded: int64(r.Succeeded), Failed: int64(r.Failed),
+		Name: r.Name, Counts: counts(r.Counts.Of), Versions: r.Versions, Variants: r.Variants, Succeeded: int64(r.Succeeded), Failed: int64(r.Failed),
 		Durations: api.PackageDurations{Count: r.Durations.Count, MedianMS: r.Durations.MedianMS, P90Ms: r.Durations.P90MS, MaxMS: r.Durations.MaxMS},
 		UpdatedAt: r.UpdatedAt,
 	}

@@ -52,7 +52,7 @@ func run(r projections.RunRow) api.Run {
 	out := api.Run{
 		ID: r.ID, State: api.RunState(r.State), Strategy: api.Strategy(r.Strategy), Build: api.BuildMode(r.Build),
 		Python: r.Python, Platform: r.Platform, PlanID: optional(r.Plan), Actor: r.Actor, CreatedAt: r.CreatedAt,
-		PlannedAt: optional(r.PlannedAt), FinishedAt: optional(r.FinishedAt), Counts: counts(r.Counts), Total: r.Total,
+		PlannedAt: optional(r.PlannedAt), FinishedAt: optional(r.FinishedAt), Counts: counts(func(status string) int { return r.Counts[status] }), Total: r.Total,
 		Class: api.Class(r.Class), Reason: r.Reason, Detail: r.Detail,
 	}
 	if out.FinishedAt != nil {

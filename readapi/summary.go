@@ -41,12 +41,12 @@ func (s *Server) GetSummary(ctx context.Context, request api.GetSummaryRequestOb
 			return nil, err
 		}
 		out := api.Summary{
-			Counts: counts(nil), Window: windowOf(since, window), RecentFailures: convert(failed, historyEntry),
+			Counts: counts(projections.StatusCounts{}.Of), Window: windowOf(since, window), RecentFailures: convert(failed, historyEntry),
 			Queue: api.QueueLength{Length: int64(queue.state().Length), OldestAgeSeconds: queue.age()},
 		}
 		if len(totals) > 0 {
 			t := totals[0]
-			out.Counts = counts(t.Counts)
+			out.Counts = counts(t.Counts.Of)
 			out.Cache = api.CacheCounts{Hits: int64(t.HitsOwn + t.HitsUpstream), Misses: int64(t.Misses)}
 		}
 		if len(last) > 0 {
@@ -88,10 +88,10 @@ func windowOf(since time.Time, rows []statusCount) api.SummaryWindow {
 }
 
 // counts has every status.
-func counts(of map[string]int) api.Counts {
+func counts(of func(status string) int) api.Counts {
 	all := api.Counts{}
 	for _, status := range projections.Statuses {
-		all[status] = int64(of[status])
+		all[status] = int64(of(status))
 	}
 	return all
 }

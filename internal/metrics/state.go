@@ -106,7 +106,7 @@ func (s *state) look() []prometheus.Metric {
 				return err
 			}
 			for _, status := range projections.Statuses {
-				gauge(builds, float64(sum.Counts[status]), status)
+				gauge(builds, float64(sum.Counts.Of(status)), status)
 			}
 			add(prometheus.CounterValue, cacheHits, float64(sum.HitsOwn), "own")
 			add(prometheus.CounterValue, cacheHits, float64(sum.HitsUpstream), "upstream")
