@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
@@ -109,8 +110,12 @@ func seed(tb testing.TB, pool *pgxpool.Pool, n int) int {
 
 // BenchmarkRebuild measures how fast all read models but log text are built from the start of the log. The limit is 40,000 events/s.
 func BenchmarkRebuild(b *testing.B) {
-	debug.SetGCPercent(400) // as cmd/refinery does
-	pool := pgtest.New(b)
+	debug.SetGCPercent(400)                                    // as cmd/refinery does
+	pool, err := eventlog.Pool(b.Context(), pgtest.DSN(b), 24) // with the settings that the program's connections have
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer pool.Close()
 	n := seed(b, pool, 200_000)
 	log := openLog(b, pool)
 	defer log.Close()
