@@ -60,6 +60,7 @@ func (r *Runner) operate(ctx context.Context, p projection, e events.ProjectionE
 // mend applies the parked events of a stream, in order, until one fails again; with skip, without the first. Whoever feeds the read model
 // is fenced, and learns anew what is parked. Doing it again does nothing more.
 func (r *Runner) mend(ctx context.Context, p projection, position int64, skip bool) error {
+	defer r.log.Touch(p.name) // answers that are kept of it are old, even where it is not known whether the transaction was committed
 	return r.locked(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `update followers set epoch = epoch + 1 where name = $1`, p.name); err != nil {
 			return err
