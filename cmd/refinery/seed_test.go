@@ -61,7 +61,11 @@ func seed(b *testing.B, dsn string, s *seeder, size int64) {
 	following.Go(func() { _ = runner.Run(ctx) })
 	// What reacts to events has nothing to do here: it is past.
 	names := runner.Names()
-	for _, f := range []eventlog.Follower{policies.Runs(nil, nil), policies.Clear(nil, nil), {Name: policies.LeasesName}, bus.Relay(nil)} {
+	for _, f := range []eventlog.Follower{
+		policies.Runs(nil, nil), policies.Clear(nil, nil), policies.Bulk(nil, nil), policies.Hints(policies.HintsOptions{}),
+		{Name: policies.LeasesName},
+		bus.Relay(nil), runner.Operators(),
+	} {
 		names = append(names, f.Name)
 		f.Apply = func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
 			return c.Save(ctx, batch[len(batch)-1].Position, nil)
