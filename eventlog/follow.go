@@ -34,16 +34,42 @@ type Checkpoint struct {
 // Position is the last position that is covered.
 func (c *Checkpoint) Position() int64 { return c.position }
 
-// Save moves the checkpoint to position and runs stmts, in one transaction and one round trip; the transaction does not wait for the disk,
-// since rows and checkpoint are lost or kept together. Without stmts (nil or empty) the stored checkpoint moves later, at the next
-// quiet moment. ErrFenced: another process follows under this name now, and nothing was written.
-func (c *Checkpoint) Save(ctx context.Context, position int64, stmts *pgx.Batch) error {
-	if stmts == nil || stmts.Len() == 0 {
+// Writes is what goes into one transaction: statements, and then rows by COPY, of which the tables have no keys.
+type Writes struct {
+	pgx.Batch
+	Copies []Copy
+}
+
+// Copy is new rows of a table.
+type Copy struct {
+	Table   pgx.Identifier
+	Columns []string
+	Rows    pgx.CopyFromSource
+}
+
+// Run writes within tx.
+func (w *Writes) Run(ctx context.Context, tx pgx.Tx) error {
+	if err := tx.SendBatch(ctx, &w.Batch).Close(); err != nil {
+		return err
+	}
+	for _, c := range w.Copies {
+		if _, err := tx.CopyFrom(ctx, c.Table, c.Columns, c.Rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Save moves the checkpoint to position and writes w, in one transaction, and without copies in one round trip; the transaction does not
+// wait for the disk, since rows and checkpoint are lost or kept together. With nothing to write (nil or empty) the stored checkpoint moves
+// later, at the next quiet moment. ErrFenced: another process follows under this name now, and nothing was written.
+func (c *Checkpoint) Save(ctx context.Context, position int64, w *Writes) error {
+	if w == nil || w.Len() == 0 && len(w.Copies) == 0 {
 		c.position = position
 		c.log.progress.set(c.name, position, false)
 		return nil
 	}
-	if err := c.write(ctx, position, stmts); err != nil {
+	if err := c.write(ctx, position, w); err != nil {
 		return err
 	}
 	c.saved, c.position = position, position
@@ -51,13 +77,16 @@ func (c *Checkpoint) Save(ctx context.Context, position int64, stmts *pgx.Batch)
 	return nil
 }
 
-func (c *Checkpoint) write(ctx context.Context, position int64, stmts *pgx.Batch) error {
-	b := &pgx.Batch{}
-	b.Queue(`select save_checkpoint($1,$2,$3,$4)`, c.name, c.epoch, c.saved, position)
-	if stmts != nil {
-		b.QueuedQueries = append(b.QueuedQueries, stmts.QueuedQueries...)
+func (c *Checkpoint) write(ctx context.Context, position int64, w *Writes) error {
+	all := &Writes{Copies: w.Copies}
+	all.Queue(`select save_checkpoint($1,$2,$3,$4)`, c.name, c.epoch, c.saved, position)
+	all.QueuedQueries = append(all.QueuedQueries, w.QueuedQueries...)
+	var err error
+	if len(all.Copies) == 0 {
+		err = c.log.pool.SendBatch(ctx, &all.Batch).Close()
+	} else {
+		err = pgx.BeginFunc(ctx, c.log.pool, func(tx pgx.Tx) error { return all.Run(ctx, tx) })
 	}
-	err := c.log.pool.SendBatch(ctx, b).Close()
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "RF001" {
 		return fmt.Errorf("%s: %w", c.name, ErrFenced)
@@ -73,7 +102,7 @@ func (c *Checkpoint) flush(ctx context.Context) error {
 	if c.saved == c.position {
 		return nil
 	}
-	if err := c.write(ctx, c.position, nil); err != nil {
+	if err := c.write(ctx, c.position, &Writes{}); err != nil {
 		return err
 	}
 	c.saved = c.position

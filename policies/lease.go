@@ -79,7 +79,7 @@ func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []even
 			cancel(m.Stream)
 		}
 	}
-	stmts := &pgx.Batch{}
+	w := &eventlog.Writes{}
 	var ended, streams, workers, gone []string
 	var attempts []int
 	var expires []time.Time
@@ -99,17 +99,17 @@ func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []even
 		gone = append(gone, stream)
 	}
 	if len(gone) > 0 {
-		stmts.Queue(`update leases set cancelled = true where stream = any($1)`, gone)
+		w.Queue(`update leases set cancelled = true where stream = any($1)`, gone)
 	}
 	if len(ended) > 0 {
-		stmts.Queue(`delete from leases where stream = any($1)`, ended)
+		w.Queue(`delete from leases where stream = any($1)`, ended)
 	}
 	if len(streams) > 0 {
-		stmts.Queue(`insert into leases select * from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::boolean[])
+		w.Queue(`insert into leases select * from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::boolean[])
 			on conflict (stream) do update set attempt = excluded.attempt, worker = excluded.worker,
 				expires_at = excluded.expires_at, cancelled = excluded.cancelled`, streams, attempts, workers, expires, flags)
 	}
-	return c.Save(ctx, batch[len(batch)-1].Position, stmts)
+	return c.Save(ctx, batch[len(batch)-1].Position, w)
 }
 
 // Held says how a lease stands.
