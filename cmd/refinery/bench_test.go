@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/transport"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
@@ -148,7 +149,7 @@ func BenchmarkPost(b *testing.B) {
 // barePublish is the limit of accepting: messages of the same size onto a file bus, nothing else.
 func barePublish(b *testing.B, publishers int, window time.Duration) float64 {
 	b.Helper()
-	t, err := bus.Open(b.Context(), bus.Config{Backend: "file", Dir: filepath.Join(b.TempDir(), "bare"), Logger: slog.New(slog.DiscardHandler)})
+	t, err := transport.Open(b.Context(), transport.Config{Backend: "file", Dir: filepath.Join(b.TempDir(), "bare"), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -35,6 +35,9 @@ var rooms = map[string][]string{
 	"migrations":  {},
 
 	"api/apitest":         {"api"},
+	"bus/bustest":         {"bus"},
+	"bus/file":            {"bus"},
+	"bus/transport":       {"bus", "bus/file"},
 	"internal/access":     {},
 	"internal/deptest":    {},
 	"internal/health":     {"api", "bus", "eventlog", "projections"},
@@ -53,7 +56,7 @@ var rooms = map[string][]string{
 var shared = []string{"internal/fault"}
 
 // testsOnly may be imported by no package, whatever the table says; only by tests.
-var testsOnly = []string{"internal/pgtest", "internal/deptest"}
+var testsOnly = []string{"bus/bustest", "internal/pgtest", "internal/deptest"}
 
 type pkg struct {
 	ImportPath                         string

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"fmt"
@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 // Many keys, random nacks, slow handlers, subscribers that come and go: each key's messages are handled one at a time and
@@ -36,7 +39,7 @@ func TestOrderPerKey(t *testing.T) {
 	)
 	left.Store(keys * each)
 	handle := func(m *message.Message, r *rand.Rand) {
-		key, _ := strconv.Atoi(m.Metadata.Get(KeyMetadata))
+		key, _ := strconv.Atoi(m.Metadata.Get(bus.KeyMetadata))
 		s := &states[key]
 		s.mu.Lock()
 		if s.busy {
@@ -67,7 +70,7 @@ func TestOrderPerKey(t *testing.T) {
 		}
 	}
 	for range subscribers {
-		ch, _ := subscribe(t, b, "g", "t")
+		ch, _ := bustest.Subscribe(t, b, "g", "t")
 		handlers.Go(func() {
 			for m := range ch {
 				r := rand.New(rand.NewPCG(seed, rand.Uint64()))
@@ -79,12 +82,12 @@ func TestOrderPerKey(t *testing.T) {
 	for key := range keys {
 		publishers.Go(func() {
 			for i := range each {
-				publish(t, b, "t", keyed(strconv.Itoa(key), strconv.Itoa(i)))
+				bustest.Publish(t, b, "t", bustest.Keyed(strconv.Itoa(key), strconv.Itoa(i)))
 			}
 		})
 	}
 	publishers.Wait()
-	eventually(t, "all handled", func() bool { return left.Load() == 0 })
+	bustest.Eventually(t, "all handled", func() bool { return left.Load() == 0 })
 	if most.Load() < 10 {
 		t.Errorf("at most %d messages were handled side by side", most.Load())
 	}
@@ -96,15 +99,15 @@ func TestOrderPerKey(t *testing.T) {
 
 func TestNackBacksOff(t *testing.T) {
 	b := open(t, t.TempDir())
-	ch, _ := subscribe(t, b, "g", "t")
-	publish(t, b, "t", keyed("bad", "first"), keyed("bad", "second"))
+	ch, _ := bustest.Subscribe(t, b, "g", "t")
+	bustest.Publish(t, b, "t", bustest.Keyed("bad", "first"), bustest.Keyed("bad", "second"))
 	start := time.Now()
 	var times []time.Duration
 	for i := range 200 { // another key goes on meanwhile
-		publish(t, b, "t", keyed("good", strconv.Itoa(i)))
+		bustest.Publish(t, b, "t", bustest.Keyed("good", strconv.Itoa(i)))
 		for {
-			m := receive(t, ch)
-			if m.Metadata.Get(KeyMetadata) == "good" {
+			m := bustest.Receive(t, ch)
+			if m.Metadata.Get(bus.KeyMetadata) == "good" {
 				m.Ack()
 				break
 			}
@@ -128,78 +131,78 @@ func TestNackBacksOff(t *testing.T) {
 	if len(times) < 3 || len(times) > want {
 		t.Errorf("%d deliveries in %v, want at most %d: %v", len(times), total, want, times)
 	}
-	expect(t, ch, "first", "second")
+	bustest.Expect(t, ch, "first", "second")
 }
 
 func TestInFlightIsBounded(t *testing.T) {
 	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked = 50, 80 })
 	var ms []*message.Message
 	for i := range 200 {
-		ms = append(ms, keyed(strconv.Itoa(i), strconv.Itoa(i)))
+		ms = append(ms, bustest.Keyed(strconv.Itoa(i), strconv.Itoa(i)))
 	}
-	publish(t, b, "t", ms...)
-	ch, _ := subscribe(t, b, "g", "t")
+	bustest.Publish(t, b, "t", ms...)
+	ch, _ := bustest.Subscribe(t, b, "g", "t")
 	var held []*message.Message
 	for range 50 {
-		held = append(held, receive(t, ch))
+		held = append(held, bustest.Receive(t, ch))
 	}
-	expectNone(t, ch, 50*time.Millisecond)
+	bustest.ExpectNone(t, ch, 50*time.Millisecond)
 	for n := 50; n < 200; n++ {
 		held[0].Ack()
-		held = append(held[1:], receive(t, ch))
+		held = append(held[1:], bustest.Receive(t, ch))
 	}
 	for _, m := range held {
 		m.Ack()
 	}
-	expectNone(t, ch, 50*time.Millisecond)
+	bustest.ExpectNone(t, ch, 50*time.Millisecond)
 }
 
 // A message that is never acknowledged does not hold up other keys, even when they are many more than may be in flight.
 func TestStuckMessage(t *testing.T) {
 	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked, tn.segmentSize = 10, 20, 4<<10 })
-	ch, sub := subscribe(t, b, "g", "t")
-	publish(t, b, "t", keyed("stuck", "stuck"))
-	receive(t, ch)
+	ch, sub := bustest.Subscribe(t, b, "g", "t")
+	bustest.Publish(t, b, "t", bustest.Keyed("stuck", "stuck"))
+	bustest.Receive(t, ch)
 	for i := range 500 {
-		publish(t, b, "t", keyed(strconv.Itoa(i%7), strconv.Itoa(i)))
-		expect(t, ch, strconv.Itoa(i))
+		bustest.Publish(t, b, "t", bustest.Keyed(strconv.Itoa(i%7), strconv.Itoa(i)))
+		bustest.Expect(t, ch, strconv.Itoa(i))
 	}
 	// The offset stays before it: everything since comes again to whoever is next, it first of its key.
 	if err := sub.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ch, _ = subscribe(t, b, "g", "t")
-	expect(t, ch, "stuck")
+	ch, _ = bustest.Subscribe(t, b, "g", "t")
+	bustest.Expect(t, ch, "stuck")
 }
 
 func TestReadAheadIsBoundedByBytes(t *testing.T) {
 	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxReadAhead = 10 << 10 })
 	payload := make([]byte, 3<<10)
 	for i := range 20 {
-		m := keyed(strconv.Itoa(i), "")
+		m := bustest.Keyed(strconv.Itoa(i), "")
 		m.Payload = payload
-		publish(t, b, "t", m)
+		bustest.Publish(t, b, "t", m)
 	}
-	ch, _ := subscribe(t, b, "g", "t")
+	ch, _ := bustest.Subscribe(t, b, "g", "t")
 	var held []*message.Message
 	for range 4 { // the one that crosses the bound is the last
-		held = append(held, receive(t, ch))
+		held = append(held, bustest.Receive(t, ch))
 	}
-	expectNone(t, ch, 50*time.Millisecond)
+	bustest.ExpectNone(t, ch, 50*time.Millisecond)
 	for n := 4; n < 20; n++ {
 		held[n-4].Ack()
-		held = append(held, receive(t, ch))
+		held = append(held, bustest.Receive(t, ch))
 	}
 }
 
 // Two subscribers of a group share its messages; when one closes, the other gets at once what that one did not acknowledge.
 func TestSubscribersShare(t *testing.T) {
 	b := open(t, t.TempDir())
-	ch1, sub1 := subscribe(t, b, "g", "t")
-	ch2, _ := subscribe(t, b, "g", "t")
+	ch1, sub1 := bustest.Subscribe(t, b, "g", "t")
+	ch2, _ := bustest.Subscribe(t, b, "g", "t")
 	const n = 20
 	for i := range n {
-		publish(t, b, "t", keyed(strconv.Itoa(i), strconv.Itoa(i)))
+		bustest.Publish(t, b, "t", bustest.Keyed(strconv.Itoa(i), strconv.Itoa(i)))
 	}
 	got := map[string]bool{}
 	var mine []*message.Message
@@ -217,7 +220,7 @@ func TestSubscribersShare(t *testing.T) {
 			}
 			got[string(m.Payload)] = true
 			m.Ack()
-		case <-time.After(patience):
+		case <-time.After(bustest.Patience):
 			t.Fatalf("only %d messages came", len(got))
 		}
 	}
@@ -229,7 +232,7 @@ func TestSubscribersShare(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range mine {
-		receive(t, ch2).Ack()
+		bustest.Receive(t, ch2).Ack()
 	}
 	if d := time.Since(closed); d > 200*time.Millisecond {
 		t.Errorf("handed over after %v", d)
@@ -237,18 +240,18 @@ func TestSubscribersShare(t *testing.T) {
 	for _, m := range mine {
 		m.Ack() // too late, and harmless
 	}
-	expectNone(t, ch2, 50*time.Millisecond)
+	bustest.ExpectNone(t, ch2, 50*time.Millisecond)
 }
 
 func TestGroupsAreIndependentAndDurable(t *testing.T) {
 	dir := t.TempDir()
 	for round := range 3 {
 		b := open(t, dir)
-		publish(t, b, "t", keyed("k", fmt.Sprint(round)))
+		bustest.Publish(t, b, "t", bustest.Keyed("k", fmt.Sprint(round)))
 		for _, group := range []string{"a", "b"} {
-			ch, _ := subscribe(t, b, group, "t")
-			expect(t, ch, fmt.Sprint(round))
-			expectNone(t, ch, 10*time.Millisecond)
+			ch, _ := bustest.Subscribe(t, b, group, "t")
+			bustest.Expect(t, ch, fmt.Sprint(round))
+			bustest.ExpectNone(t, ch, 10*time.Millisecond)
 		}
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
@@ -260,17 +263,17 @@ func TestGroupsAreIndependentAndDurable(t *testing.T) {
 func TestGarbledOffset(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir)
-	publish(t, b, "t", keyed("k", "1"))
-	ch, _ := subscribe(t, b, "g", "t")
-	expect(t, ch, "1")
+	bustest.Publish(t, b, "t", bustest.Keyed("k", "1"))
+	ch, _ := bustest.Subscribe(t, b, "g", "t")
+	bustest.Expect(t, ch, "1")
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
 	writeFile(t, dir+"/t/groups/g/offset", "12x")
-	log := &logBuffer{}
-	ch, _ = subscribe(t, openLogging(t, dir, log), "g", "t")
-	expect(t, ch, "1")
-	if log.count("oldest message") != 1 {
+	log := &bustest.Log{}
+	ch, _ = bustest.Subscribe(t, openLogging(t, dir, log), "g", "t")
+	bustest.Expect(t, ch, "1")
+	if log.Count("oldest message") != 1 {
 		t.Errorf("want one warning, got %q", log)
 	}
 }
@@ -279,17 +282,17 @@ func TestGarbledOffset(t *testing.T) {
 func TestLatency(t *testing.T) {
 	dir := t.TempDir()
 	here, there := open(t, dir), open(t, dir)
-	ch, _ := subscribe(t, here, "g", "t")
+	ch, _ := bustest.Subscribe(t, here, "g", "t")
 	for _, c := range []struct {
 		name      string
-		publisher Bus
+		publisher bus.Bus
 		most      time.Duration
 	}{{"same process", here, 2 * time.Millisecond}, {"other process", there, 20 * time.Millisecond}} {
 		var took []time.Duration
 		for i := range 50 {
-			publish(t, c.publisher, "t", keyed("k", strconv.Itoa(i)))
+			bustest.Publish(t, c.publisher, "t", bustest.Keyed("k", strconv.Itoa(i)))
 			published := time.Now()
-			expect(t, ch, strconv.Itoa(i))
+			bustest.Expect(t, ch, strconv.Itoa(i))
 			took = append(took, time.Since(published))
 		}
 		if p50 := median(took); p50 > c.most {
@@ -306,12 +309,12 @@ func TestAcksBeforeCloseCount(t *testing.T) {
 	for round := range 10 {
 		var ms []*message.Message
 		for i := range 200 {
-			ms = append(ms, keyed(strconv.Itoa(i), strconv.Itoa(round)))
+			ms = append(ms, bustest.Keyed(strconv.Itoa(i), strconv.Itoa(round)))
 		}
-		publish(t, b, "t", ms...)
-		ch, sub := subscribe(t, b, "g", "t")
+		bustest.Publish(t, b, "t", ms...)
+		ch, sub := bustest.Subscribe(t, b, "g", "t")
 		for i := range ms {
-			if ms[i] = receive(t, ch); string(ms[i].Payload) != strconv.Itoa(round) {
+			if ms[i] = bustest.Receive(t, ch); string(ms[i].Payload) != strconv.Itoa(round) {
 				t.Fatalf("round %d: %s was acknowledged in round %s", round, ms[i].UUID, ms[i].Payload)
 			}
 		}
@@ -328,13 +331,13 @@ func TestNoticesThatNobodyHearsDoNotGrow(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir, func(tn *tuning) { tn.segmentSize = 1 << 10 })
 	for i := range 100 {
-		publish(t, b, TopicBuildRequested, keyed("k", fmt.Sprint(i)))
-		publish(t, b, TopicCommands, keyed("k", fmt.Sprint(i)))
+		bustest.Publish(t, b, bus.TopicBuildRequested, bustest.Keyed("k", fmt.Sprint(i)))
+		bustest.Publish(t, b, bus.TopicCommands, bustest.Keyed("k", fmt.Sprint(i)))
 	}
-	if n := len(segmentsOf(t, dir, TopicBuildRequested)); n > unheardSegments+1 {
+	if n := len(segmentsOf(t, dir, bus.TopicBuildRequested)); n > unheardSegments+1 {
 		t.Errorf("%d segments of build-requested are left", n)
 	}
-	if n := len(segmentsOf(t, dir, TopicCommands)); n < 10 {
+	if n := len(segmentsOf(t, dir, bus.TopicCommands)); n < 10 {
 		t.Errorf("%d segments of commands are left, though their group may still come", n)
 	}
 }

@@ -1,4 +1,5 @@
-package bus
+// Package file is the transport that needs no server: topics are directories of append-only segments.
+package file
 
 import (
 	"bytes"
@@ -7,11 +8,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"regexp"
 	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // tuning is what tests change about the file transport: sizes and times, and the two calls that can fail.
@@ -50,8 +52,8 @@ func defaultTuning() tuning {
 // seen. A segment is sealed once there is one with a higher position.
 //
 // Segments are removed when every group that ever subscribed has passed them. So nothing is removed from a topic that
-// nobody ever subscribed to, save the two that only tell what the event log knows anyway (TopicBuildRequested and
-// TopicPoison keep their newest segments then), nor from one with a group that does not come back: such a group ends by
+// nobody ever subscribed to, save the two that only tell what the event log knows anyway (bus.TopicBuildRequested and
+// bus.TopicPoison keep their newest segments then), nor from one with a group that does not come back: such a group ends by
 // removing its directory while no process uses it.
 type fileBus struct {
 	logger *slog.Logger
@@ -66,13 +68,9 @@ type fileBus struct {
 	subscribers []*subscriber
 }
 
-var validName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$`)
-
-func checkName(kind, name string) error {
-	if !validName.MatchString(name) {
-		return fmt.Errorf("bus: invalid %s name %q: use 1 to 200 letters, digits, '.', '_' and '-', not starting with '.'", kind, name)
-	}
-	return nil
+// Open opens the topics in dir, which is created if missing. Any number of processes may use one directory at a time.
+func Open(dir string, logger *slog.Logger) (bus.Bus, error) {
+	return openFile(dir, logger, defaultTuning())
 }
 
 func openFile(dir string, logger *slog.Logger, tn tuning) (*fileBus, error) {
@@ -95,12 +93,12 @@ func (b *fileBus) topic(name string) (*topic, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, ErrClosed
+		return nil, bus.ErrClosed
 	}
 	if t := b.topics[name]; t != nil {
 		return t, nil
 	}
-	if err := checkName("topic", name); err != nil {
+	if err := bus.CheckName("topic", name); err != nil {
 		return nil, err
 	}
 	t, err := openTopic(b.root, name, b.logger, &b.tuning)
@@ -133,13 +131,13 @@ func (b *fileBus) Publish(topicName string, messages ...*message.Message) error 
 }
 
 func (b *fileBus) Subscriber(group string) (message.Subscriber, error) {
-	if err := checkName("group", group); err != nil {
+	if err := bus.CheckName("group", group); err != nil {
 		return nil, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, ErrClosed
+		return nil, bus.ErrClosed
 	}
 	s := &subscriber{bus: b, group: group}
 	s.ctx, s.cancel = context.WithCancel(b.ctx)
@@ -183,7 +181,7 @@ func (s *subscriber) Subscribe(ctx context.Context, topicName string) (<-chan *m
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, ErrClosed
+		return nil, bus.ErrClosed
 	}
 	t, err := s.bus.topic(topicName)
 	if err != nil {

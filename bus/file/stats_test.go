@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"context"
@@ -11,24 +11,27 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 // What Stats tells follows what is published and acknowledged, for a group that this process runs, for one that is away, and for a topic
 // without one.
 func TestStats(t *testing.T) {
-	b, err := openFile(t.TempDir(), textLogger(&logBuffer{}), defaultTuning())
+	b, err := openFile(t.TempDir(), (&bustest.Log{}).Logger(), defaultTuning())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
 	publish := func(topic string, n int) {
 		for range n {
-			if err := b.Publish(topic, NewMessage("id", "key", []byte("payload"))); err != nil {
+			if err := b.Publish(topic, bus.NewMessage("id", "key", []byte("payload"))); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	of := func(topic, group string) Stats {
+	of := func(topic, group string) bus.Stats {
 		all, err := b.Stats()
 		if err != nil {
 			t.Fatal(err)
@@ -39,7 +42,7 @@ func TestStats(t *testing.T) {
 			}
 		}
 		t.Fatalf("no %s of %s in %v", group, topic, all)
-		return Stats{}
+		return bus.Stats{}
 	}
 	if all, err := b.Stats(); err != nil || len(all) != 0 {
 		t.Errorf("of nothing: %v %v", all, err)
@@ -96,7 +99,7 @@ func TestCheck(t *testing.T) {
 	tn := defaultTuning()
 	var trouble error
 	tn.sync = func(f *os.File) error { return errors.Join(trouble, f.Sync()) }
-	b, err := openFile(t.TempDir(), textLogger(&logBuffer{}), tn)
+	b, err := openFile(t.TempDir(), (&bustest.Log{}).Logger(), tn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +117,7 @@ func TestCheck(t *testing.T) {
 		t.Errorf("a full disk: %v", err)
 	}
 	trouble = nil
-	tp, err := b.topic(TopicCommands)
+	tp, err := b.topic(bus.TopicCommands)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +140,7 @@ func TestCheck(t *testing.T) {
 		t.Errorf("what it leaves: %v %v", names, err)
 	}
 	b.Close()
-	if err := check(); !errors.Is(err, ErrClosed) {
+	if err := check(); !errors.Is(err, bus.ErrClosed) {
 		t.Errorf("a closed bus: %v", err)
 	}
 }

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"errors"
@@ -9,12 +9,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // ownBus is a subscriber that takes its bus with it.
 type ownBus struct {
 	message.Subscriber
-	bus Bus
+	bus bus.Bus
 }
 
 func (o ownBus) Close() error { return errors.Join(o.Subscriber.Close(), o.bus.Close()) }

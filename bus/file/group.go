@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"container/heap"
@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 const (
@@ -237,7 +239,7 @@ func (g *group) read() {
 			return
 		}
 		g.poll = pollActive
-		g.add(&entry{pos: pos, rec: rec, key: rec.Metadata[KeyMetadata], size: len(rec.Text) + len(rec.Base64)})
+		g.add(&entry{pos: pos, rec: rec, key: rec.Metadata[bus.KeyMetadata], size: len(rec.Text) + len(rec.Base64)})
 	}
 }
 

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"
@@ -12,13 +12,16 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 var benchPayload = bytes.Repeat([]byte(`{"a":1}`), 40)
 
 func benchMessage(i int64) *message.Message {
 	m := message.NewMessage(strconv.FormatInt(i, 10), benchPayload)
-	m.Metadata.Set(KeyMetadata, strconv.FormatInt(i%512, 10))
+	m.Metadata.Set(bus.KeyMetadata, strconv.FormatInt(i%512, 10))
 	return m
 }
 
@@ -43,14 +46,14 @@ func BenchmarkBareFsync(b *testing.B) {
 func BenchmarkPublish(b *testing.B) {
 	for _, publishers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("publishers=%d", publishers), func(b *testing.B) {
-			bus := open(b, b.TempDir())
+			t := open(b, b.TempDir())
 			var n atomic.Int64
 			b.ResetTimer()
 			var wg sync.WaitGroup
 			for range publishers {
 				wg.Go(func() {
 					for i := n.Add(1); i <= int64(b.N); i = n.Add(1) {
-						if err := bus.Publish("t", benchMessage(i)); err != nil {
+						if err := t.Publish("t", benchMessage(i)); err != nil {
 							b.Error(err)
 							return
 						}
@@ -67,8 +70,8 @@ func BenchmarkPublish(b *testing.B) {
 func BenchmarkDeliver(b *testing.B) {
 	for _, publishers := range []int{1, 64} {
 		b.Run(fmt.Sprintf("publishers=%d", publishers), func(b *testing.B) {
-			bus := open(b, b.TempDir())
-			ch, _ := subscribe(b, bus, "g", "t")
+			t := open(b, b.TempDir())
+			ch, _ := bustest.Subscribe(b, t, "g", "t")
 			sent := make([]time.Time, b.N+1)
 			took := make([]time.Duration, 0, b.N)
 			var n atomic.Int64
@@ -78,7 +81,7 @@ func BenchmarkDeliver(b *testing.B) {
 				wg.Go(func() {
 					for i := n.Add(1); i <= int64(b.N); i = n.Add(1) {
 						sent[i] = time.Now()
-						if err := bus.Publish("t", benchMessage(i)); err != nil {
+						if err := t.Publish("t", benchMessage(i)); err != nil {
 							b.Error(err)
 							return
 						}
@@ -106,16 +109,16 @@ func BenchmarkDeliver(b *testing.B) {
 
 // BenchmarkConsume reads, delivers and acks what is stored, without any publishing.
 func BenchmarkConsume(b *testing.B) {
-	bus := open(b, b.TempDir())
+	t := open(b, b.TempDir())
 	for start := 0; start < b.N; start += 1000 {
 		var ms []*message.Message
 		for i := start; i < min(start+1000, b.N); i++ {
 			ms = append(ms, benchMessage(int64(i)))
 		}
-		publish(b, bus, "t", ms...)
+		bustest.Publish(b, t, "t", ms...)
 	}
 	b.ResetTimer()
-	ch, _ := subscribe(b, bus, "g", "t")
+	ch, _ := bustest.Subscribe(b, t, "g", "t")
 	for range b.N {
 		(<-ch).Ack()
 	}
