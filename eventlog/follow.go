@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,6 +20,9 @@ type Follower struct {
 	// Apply handles consecutive, non-empty batches in order, of at most 4,096 events, and calls Save. The events are shared: read them
 	// only. After an error Apply is called again with the events after the checkpoint.
 	Apply func(ctx context.Context, c *Checkpoint, batch []events.Recorded) error
+	// Lead is what else one process at a time does under this name, beside Apply, until ctx ends; nil: nothing. A process that was paused
+	// may go on for as long as it takes to notice that another has taken over.
+	Lead func(ctx context.Context)
 }
 
 // Checkpoint is where a follower stands.
@@ -97,19 +102,25 @@ const (
 func (l *Log) Run(ctx context.Context, f Follower) error {
 	wait := backOff
 	for ctx.Err() == nil {
-		c, err := l.acquire(ctx, f.Name)
+		following, lose := context.WithCancelCause(ctx)
+		c, err := l.acquire(ctx, f.Name, lose)
 		if err == nil && c == nil {
+			lose(nil)
 			l.progress.drop(f.Name) // whoever took it over knows how far it is
 			pause(ctx, standby)
 			continue
 		}
 		if err == nil {
 			start := c.position
-			err = l.follow(ctx, f, c)
+			err = l.lead(following, f, c)
+			if err == nil {
+				err = context.Cause(following)
+			}
 			if c.position > start {
 				wait = backOff
 			}
 		}
+		lose(nil)
 		if ctx.Err() != nil {
 			break
 		}
@@ -128,8 +139,20 @@ func (l *Log) Run(ctx context.Context, f Follower) error {
 	return nil
 }
 
-// acquire takes the lease, or returns nil when another process has it.
-func (l *Log) acquire(ctx context.Context, name string) (*Checkpoint, error) {
+// lead follows, with what goes on beside it.
+func (l *Log) lead(ctx context.Context, f Follower, c *Checkpoint) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	if f.Lead != nil {
+		wg.Go(func() { f.Lead(ctx) })
+	}
+	return l.follow(ctx, f, c)
+}
+
+// acquire takes the lease, or returns nil when another process has it. lose is called when it is lost and nothing else has noticed.
+func (l *Log) acquire(ctx context.Context, name string, lose context.CancelCauseFunc) (*Checkpoint, error) {
 	c := &Checkpoint{log: l, name: name}
 	if _, err := l.pool.Exec(ctx, `insert into followers (name) values ($1) on conflict do nothing`, name); err != nil {
 		return nil, fmt.Errorf("acquire %s: %w", name, err)
@@ -145,7 +168,7 @@ func (l *Log) acquire(ctx context.Context, name string) (*Checkpoint, error) {
 		return nil, fmt.Errorf("acquire %s: %w", name, err)
 	}
 	c.position = c.saved
-	l.progress.took(name, c.position, c.epoch)
+	l.progress.took(name, c.position, c.epoch, lose)
 	return c, nil
 }
 
@@ -195,9 +218,21 @@ func (l *Log) renewer(ctx context.Context) {
 		if len(names) == 0 {
 			continue
 		}
-		_, err := l.pool.Exec(ctx, `update followers set leased_until = now() + $3 where name = any($1) and owner = $2`, names, l.owner, leaseTime)
+		kept, err := l.renew(ctx, names)
+		if err == nil {
+			l.progress.lost(slices.DeleteFunc(names, func(n string) bool { return slices.Contains(kept, n) }))
+		}
 		if err != nil && ctx.Err() == nil {
 			l.logger.Warn("leases were not renewed", "error", err)
 		}
 	}
+}
+
+// renew returns the names whose leases this process still has.
+func (l *Log) renew(ctx context.Context, names []string) ([]string, error) {
+	rows, err := l.pool.Query(ctx, `update followers set leased_until = now() + $3 where name = any($1) and owner = $2 returning name`, names, l.owner, leaseTime)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }

@@ -2,6 +2,7 @@ package eventlog_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -95,4 +96,61 @@ func TestProcessesTellEachOther(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What a follower's Lead does, one process does: another begins when the lease has gone to it, and the one that was paused stops, though
+// no event comes that would tell it.
+func TestLead(t *testing.T) {
+	pool := pgtest.New(t)
+	var mu sync.Mutex
+	leads := map[string]bool{}
+	note := func(who string, is bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		leads[who] = is
+	}
+	who := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return fmt.Sprint(leads["one"], leads["two"])
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	start := func(name string) {
+		log := open(t, pool)
+		wg.Go(func() {
+			_ = log.Run(ctx, eventlog.Follower{Name: "f", Apply: func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
+				return c.Save(ctx, batch[len(batch)-1].Position, nil)
+			}, Lead: func(ctx context.Context) {
+				note(name, true)
+				<-ctx.Done()
+				note(name, false)
+			}})
+		})
+	}
+	becomes := func(want string) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); who() != want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("they lead: %s, want %s", who(), want)
+			}
+		}
+	}
+	start("one")
+	becomes("true false")
+	start("two")
+	time.Sleep(time.Second) // two looks at the lease
+	becomes("true false")
+	// What a pause looks like to others.
+	if _, err := pool.Exec(ctx, `update followers set owner = 'two', epoch = epoch + 1, leased_until = now() + interval '3 s'`); err != nil {
+		t.Fatal(err)
+	}
+	becomes("false false")
+	for end := time.Now().Add(20 * time.Second); who() != "true false" && who() != "false true"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody leads after the lease")
+		}
+	}
 }

@@ -25,9 +25,10 @@ type progress struct {
 type standing struct {
 	position int64 // known at once where it runs in this process, otherwise from what that process tells, and from its checkpoint
 	epoch    int64
-	version  uint64 // of what it made: goes up whenever that may have changed
-	here     bool   // this process runs it
-	asked    bool   // its checkpoint is watched
+	version  uint64                  // of what it made: goes up whenever that may have changed
+	here     bool                    // this process runs it
+	asked    bool                    // its checkpoint is watched
+	lose     context.CancelCauseFunc // ends it here
 }
 
 func (p *progress) init() {
@@ -74,10 +75,11 @@ func (p *progress) pace(ctx context.Context, position int64) {
 }
 
 // took notes that this process runs name from now on.
-func (p *progress) took(name string, position, epoch int64) {
+func (p *progress) took(name string, position, epoch int64, lose context.CancelCauseFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.of(name).epoch = epoch
+	s := p.of(name)
+	s.epoch, s.lose = epoch, lose
 	p.moved(name, position, true)
 }
 
@@ -114,6 +116,17 @@ func (p *progress) drop(name string) {
 	case s.here:
 		s.here = false
 		s.version++
+	}
+}
+
+// lost ends followers of this process whose leases others have.
+func (p *progress) lost(names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range names {
+		if s, ok := p.at[n]; ok && s.here {
+			s.lose(ErrFenced)
+		}
 	}
 }
 
