@@ -230,7 +230,9 @@ func TestJudgeAfterAnother(t *testing.T) {
 	policy := Hints(HintsOptions{
 		Send: w.send, Most: 3, Wait: time.Second,
 		Known: func(context.Context, int64) ([]events.Hint, error) { return []events.Hint{hint}, nil },
-		Log:   func(context.Context, string, int64) (io.Reader, int, error) { return strings.NewReader("first\nsecond\n"), 1, nil },
+		Log: func(context.Context, string, int64) (io.Reader, int, error) {
+			return strings.NewReader("first\nsecond\n"), 1, nil
+		},
 	})
 	other := policy
 	other.Apply = func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {

@@ -198,7 +198,7 @@ func start(t *testing.T, g gate) *plane {
 		Matching: func(context.Context, api.BulkFilter, []api.BuildStatus, int) ([]events.BuildID, int64, error) {
 			return []events.BuildID{markup}, 10_001, nil
 		},
-		Wheels: store, LeaseTime: time.Minute, IndexURL: func() string { return "http://localhost/simple/" }, Logger: logger,
+		Wheels: store, LeaseTime: time.Minute, IndexURL: func(context.Context) (string, error) { return "http://localhost/simple/", nil }, Logger: logger,
 	}
 	if g.await != nil {
 		o.Await = g.await

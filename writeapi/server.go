@@ -53,7 +53,7 @@ type Options struct {
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
 	// IndexURL is the refinery's own index, as workers reach it; it may hold a password that lasts as long as a job.
-	IndexURL func() string
+	IndexURL func(context.Context) (string, error)
 	Logger   *slog.Logger
 }
 

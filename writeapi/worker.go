@@ -103,8 +103,12 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 	// It goes on when the worker goes: a lease that nobody knows of would last its whole time.
 	sure := context.WithoutCancel(ctx)
 	expires := time.Now().Add(s.LeaseTime).UTC().Truncate(time.Microsecond)
+	index, err := s.IndexURL(ctx)
+	if err != nil {
+		return api.Answer{}, err
+	}
 	job := api.Job{
-		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: s.IndexURL(), RunID: c.Run,
+		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: index, RunID: c.Run,
 	}
 	var cmd commands.Command
 	var release func(attempt int) commands.Command
