@@ -78,7 +78,7 @@ func TestStats(t *testing.T) {
 	for range in {
 	}
 	publish("read", 1)
-	if s := of("read", "g"); s.Bytes == 0 || s.Unacked != 0 {
+	if s := of("read", "g"); s.Bytes == 0 || s.Unacked != 0 || !s.Oldest.After(first.Oldest) {
 		t.Errorf("a group that is away: %+v", s)
 	}
 }

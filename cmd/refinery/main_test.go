@@ -364,8 +364,8 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
-// Two programs on one data folder would spoil each other's.
-func TestOneAtATime(t *testing.T) {
+// Several programs share a data folder where they share a database elsewhere; one with a database of its own in it would spoil theirs.
+func TestSharedFolder(t *testing.T) {
 	p := newProgram(t)
 	first := p.command("serve")
 	if err := first.Start(); err != nil {
@@ -379,7 +379,7 @@ func TestOneAtATime(t *testing.T) {
 	}()
 	eventually(t, 30*time.Second, func() error { return p.ready() })
 	second := p.command("serve")
-	second.Env = append(second.Env, "HTTP_ADDR="+freeAddr(t), "UI_ADDR="+freeAddr(t))
+	second.Env = append(second.Env, "HTTP_ADDR="+freeAddr(t), "UI_ADDR=", "POSTGRES_DSN=")
 	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another refinery runs on") {
 		t.Errorf("the second: %v %s", err, out)
 	}
