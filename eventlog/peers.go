@@ -16,7 +16,7 @@ const (
 	tellAtLeast   = time.Second            // so that they know that somebody is there
 	alone         = 5 * time.Second        // without a message: nobody else is there
 	headPoll      = time.Second            // backs the messages
-	lookUpAtMost  = 2 * time.Millisecond   // between two looks for outcomes
+	lookUpAtMost  = 5 * time.Millisecond   // between two looks for outcomes
 	outcomePoll   = 100 * time.Millisecond // likewise
 	reconnectWait = 500 * time.Millisecond
 )

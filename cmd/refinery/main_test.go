@@ -41,7 +41,7 @@ const requirements = "markupsafe==3.0.2\nitsdangerous==2.2.0\n"
 
 // program is a refinery on a data folder of its own, and a durable Postgres that the test can look into.
 type program struct {
-	t        *testing.T
+	t        testing.TB
 	dir, dsn string
 	api, ui  string
 }
@@ -170,7 +170,7 @@ func (p *program) ready() error {
 	return err
 }
 
-func eventually(t *testing.T, most time.Duration, f func() error) {
+func eventually(t testing.TB, most time.Duration, f func() error) {
 	t.Helper()
 	var err error
 	for begin := time.Now(); time.Since(begin) < most; time.Sleep(50 * time.Millisecond) {
