@@ -50,7 +50,7 @@ func TestNackBacksOff(t *testing.T) {
 }
 
 func TestInFlightIsBounded(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked = 50, 80 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.InFlight, tn.Unacked = 50, 80 })
 	var ms []*message.Message
 	for i := range 200 {
 		ms = append(ms, bustest.Keyed(strconv.Itoa(i), strconv.Itoa(i)))
@@ -74,7 +74,7 @@ func TestInFlightIsBounded(t *testing.T) {
 
 // A message that is never acknowledged does not hold up other keys, even when they are many more than may be in flight.
 func TestStuckMessage(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked, tn.segmentSize = 10, 20, 4<<10 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.InFlight, tn.Unacked, tn.segmentSize = 10, 20, 4<<10 })
 	ch, sub := bustest.Subscribe(t, b, "g", "t")
 	bustest.Publish(t, b, "t", bustest.Keyed("stuck", "stuck"))
 	bustest.Receive(t, ch)
@@ -91,7 +91,7 @@ func TestStuckMessage(t *testing.T) {
 }
 
 func TestReadAheadIsBoundedByBytes(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxReadAhead = 10 << 10 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.Bytes = 10 << 10 })
 	payload := make([]byte, 3<<10)
 	for i := range 20 {
 		m := bustest.Keyed(strconv.Itoa(i), "")

@@ -14,7 +14,7 @@ import (
 func TestUniversal(t *testing.T) {
 	dir := t.TempDir()
 	bustest.Universal(t, tests.Features{GuaranteedOrder: true, Persistent: true}, func(t *testing.T) bus.Bus {
-		return open(t, dir, func(tn *tuning) { tn.maxBackoff = tn.minBackoff })
+		return open(t, dir, func(tn *tuning) { tn.MaxBackoff = tn.MinBackoff })
 	})
 }
 
