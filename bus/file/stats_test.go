@@ -9,90 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"golang.org/x/sys/unix"
 
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/bustest"
 )
-
-// What Stats tells follows what is published and acknowledged, for a group that this process runs, for one that is away, and for a topic
-// without one.
-func TestStats(t *testing.T) {
-	b, err := openFile(t.TempDir(), (&bustest.Log{}).Logger(), defaultTuning())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	publish := func(topic string, n int) {
-		for range n {
-			if err := b.Publish(topic, bus.NewMessage("id", "key", []byte("payload"))); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	of := func(topic, group string) bus.Stats {
-		all, err := b.Stats()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, s := range all {
-			if s.Topic == topic && s.Group == group {
-				return s
-			}
-		}
-		t.Fatalf("no %s of %s in %v", group, topic, all)
-		return bus.Stats{}
-	}
-	if all, err := b.Stats(); err != nil || len(all) != 0 {
-		t.Errorf("of nothing: %v %v", all, err)
-	}
-	publish("alone", 3)
-	if s := of("alone", ""); s.Bytes < 3*len64("payload") || s.Unacked != 0 {
-		t.Errorf("a topic without a group: %+v", s)
-	}
-	sub, err := b.Subscriber("g")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	in, err := sub.Subscribe(ctx, "read")
-	if err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now().Add(-time.Second)
-	publish("read", 3)
-	m := <-in
-	wait(t, func() bool { s := of("read", "g"); return s.Unacked == 3 && s.Bytes > 0 && s.Oldest.After(begin) })
-	first := of("read", "g")
-	m.Ack()
-	(<-in).Ack()
-	var last *message.Message = <-in
-	wait(t, func() bool {
-		s := of("read", "g")
-		return s.Unacked == 1 && s.Bytes < first.Bytes && !s.Oldest.Before(first.Oldest)
-	})
-	last.Ack()
-	wait(t, func() bool { s := of("read", "g"); return s.Unacked == 0 && s.Bytes == 0 && s.Oldest.IsZero() })
-	cancel()
-	for range in {
-	}
-	publish("read", 1)
-	if s := of("read", "g"); s.Bytes == 0 || s.Unacked != 0 || !s.Oldest.After(first.Oldest) {
-		t.Errorf("a group that is away: %+v", s)
-	}
-}
-
-func len64(s string) int64 { return int64(len(s)) }
-
-func wait(t *testing.T, f func() bool) {
-	t.Helper()
-	for begin := time.Now(); !f(); time.Sleep(time.Millisecond) {
-		if time.Since(begin) > 10*time.Second {
-			t.Fatal("it does not come about")
-		}
-	}
-}
 
 // Check finds a disk that takes nothing, and a lock that somebody holds, and leaves nothing behind.
 func TestCheck(t *testing.T) {
@@ -142,5 +63,51 @@ func TestCheck(t *testing.T) {
 	b.Close()
 	if err := check(); !errors.Is(err, bus.ErrClosed) {
 		t.Errorf("a closed bus: %v", err)
+	}
+}
+
+// A process that does not consume for a group, since another one does or none, knows how long it has waited.
+func TestStatsOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	open := func() bus.Bus {
+		b, err := Open(dir, bustest.Quiet(t).Logger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+		return b
+	}
+	here, there := open(), open()
+	sub, err := there.Subscriber("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := sub.Subscribe(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := here.Publish("t", bus.NewMessage("id", "key", []byte("payload"))); err != nil {
+		t.Fatal(err)
+	}
+	m := <-in
+	stats := func() bus.Stats {
+		all, err := here.Stats()
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		return all[0]
+	}
+	if s := stats(); s.Bytes == 0 || s.Unacked != 0 || s.Oldest.Before(begin.Add(-time.Second)) || s.Oldest.After(time.Now()) {
+		t.Errorf("while it waits: %+v", s)
+	}
+	m.Ack()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if s := stats(); s.Bytes == 0 && s.Oldest.IsZero() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after it: %+v", stats())
+		}
 	}
 }

@@ -9,11 +9,12 @@ import (
 
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/file"
+	"github.com/wheelrefinery/refinery/bus/redis"
 )
 
 // Config chooses and configures a transport.
 type Config struct {
-	Backend      string       // "file"
+	Backend      string       // "file", "redis"
 	Dir          string       // file: directory of the topics; created if missing
 	RedisURL     string       // redis: such as redis://user:password@host:6379/0, rediss:// with TLS
 	KafkaBrokers []string     // kafka: host:port of some brokers
@@ -31,7 +32,9 @@ func Open(ctx context.Context, c Config) (bus.Bus, error) {
 	switch c.Backend {
 	case "file":
 		return file.Open(c.Dir, c.Logger)
+	case "redis":
+		return redis.Open(ctx, c.RedisURL, c.Logger)
 	default:
-		return nil, fmt.Errorf("bus: unknown queue backend %q: there is \"file\"", c.Backend)
+		return nil, fmt.Errorf("bus: unknown queue backend %q: there are file and redis", c.Backend)
 	}
 }
