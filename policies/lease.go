@@ -31,7 +31,7 @@ type Leases struct {
 	logger *slog.Logger
 }
 
-// NewLeases makes the policy; Follower and Expire do its work.
+// NewLeases makes the policy; Follower does its work.
 func NewLeases(pool *pgxpool.Pool, send Send, logger *slog.Logger) *Leases {
 	return &Leases{pool, send, logger}
 }
@@ -47,9 +47,9 @@ type lease struct {
 // LeasesName is the name under which the policy follows the log.
 const LeasesName = "policy:leases"
 
-// Follower keeps the table of leases.
+// Follower keeps the table of leases, and takes back those that have run out.
 func (l *Leases) Follower() eventlog.Follower {
-	return eventlog.Follower{Name: LeasesName, Apply: l.apply}
+	return eventlog.Follower{Name: LeasesName, Apply: l.apply, Lead: l.takeBack}
 }
 
 func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
@@ -173,14 +173,14 @@ func (l *Leases) Beat(ctx context.Context, worker string, jobs []Job) ([]Held, e
 	return held, nil
 }
 
-// Expire takes back leases that have run out, until ctx ends. Any number of processes may do it: the commands are the same.
-func (l *Leases) Expire(ctx context.Context) error {
+// takeBack takes back leases that have run out, until ctx ends. Should two processes do it, their commands are the same.
+func (l *Leases) takeBack(ctx context.Context) {
 	wait := startGrace
 	for {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil
+			return
 		}
 		wait = expireEvery
 		if err := l.expire(ctx); err != nil && ctx.Err() == nil {

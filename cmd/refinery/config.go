@@ -24,8 +24,8 @@ type settings struct {
 type controlSettings struct {
 	settings
 	PostgresDSN           string        `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
-	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
-	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
+	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file,redis" help:"Transport of the bus: file, redis."`
+	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis, such as redis://user:password@host:6379/0; rediss:// with TLS."`
 	KafkaBrokers          string        `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
 	WorkerToken           string        `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
 	ReadToken             string        `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`
@@ -36,6 +36,7 @@ type controlSettings struct {
 	UIAddr                string        `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
 	MaxAttempts           int           `env:"MAX_ATTEMPTS" default:"3" help:"Attempts of a build that may fail, where hints bring recipes that may mend it. 1: none is tried again."`
 	KeepOutcomes          time.Duration `env:"KEEP_OUTCOMES" default:"720h" help:"How long the outcomes of commands are kept, and so idempotency keys hold."`
+	Roles                 []string      `kong:"-" env:"ROLES"` // of allRoles; none: all of them
 	PublicURL             string        `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
 }
 

@@ -29,11 +29,17 @@ type control struct {
 
 func startControl(t *testing.T, change ...func(*controlSettings)) *control {
 	t.Helper()
-	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour, MaxAttempts: 1}
+	return startControlIn(t, t.TempDir(), pgtest.DSN(t), change...)
+}
+
+// startControlIn starts one of several that share a folder and a database.
+func startControlIn(t *testing.T, dir, dsn string, change ...func(*controlSettings)) *control {
+	t.Helper()
+	c := controlSettings{PostgresDSN: dsn, QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour, MaxAttempts: 1}
 	for _, f := range change {
 		f(&c)
 	}
-	p, err := startPlane(t.Context(), c, t.TempDir(), slog.New(slog.DiscardHandler))
+	p, err := startPlane(t.Context(), c, dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,8 +96,13 @@ func (c *control) enqueue(name string, priority int) {
 // lease takes the next job as worker; "": there is none.
 func (c *control) lease(worker string) (name string, attempt int) {
 	c.Helper()
+	return c.leaseWithin(worker, 0)
+}
+
+func (c *control) leaseWithin(worker string, seconds int) (name string, attempt int) {
 	body, err := json.Marshal(api.LeaseRequest{
 		Worker: worker, Slots: 1, PythonTag: "cp311", PlatformTag: "linux_x86_64", PythonVersion: "3.11.7", Kinds: []api.JobKind{api.JobKindBuild},
+		WaitSeconds: seconds,
 	})
 	if err != nil {
 		c.Fatal(err)
@@ -131,8 +142,9 @@ func (c *control) status(name string) (b api.Build) {
 	return b
 }
 
-func TestRetryAndPriority(t *testing.T) {
-	c := startControl(t)
+func TestRetryAndPriority(t *testing.T) { onEachBackend(t, testRetryAndPriority) }
+
+func testRetryAndPriority(t *testing.T, c *control) {
 	c.call(404, "POST", path("a", "retry"), nil, nil)
 	c.call(404, "POST", path("a", "priority"), api.PriorityRequest{Priority: 1}, nil)
 	c.enqueue("a", 0)
@@ -167,8 +179,9 @@ func TestRetryAndPriority(t *testing.T) {
 }
 
 // Several workers together take what waits in the order of priority, and of age where that is the same.
-func TestLeaseOrder(t *testing.T) {
-	c := startControl(t)
+func TestLeaseOrder(t *testing.T) { onEachBackend(t, testLeaseOrder) }
+
+func testLeaseOrder(t *testing.T, c *control) {
 	c.call(200, "POST", "/queue/pause", nil, nil)
 	const each = 10
 	for i := range each {
@@ -221,8 +234,9 @@ func TestLeaseOrder(t *testing.T) {
 }
 
 // After an answered pause no lease is made, however many workers are asking, until the queue is resumed.
-func TestPauseIsSharp(t *testing.T) {
-	c := startControl(t)
+func TestPauseIsSharp(t *testing.T) { onEachBackend(t, testPauseIsSharp) }
+
+func testPauseIsSharp(t *testing.T, c *control) {
 	for i := range 60 {
 		c.enqueue(fmt.Sprintf("a%d", i), 0)
 	}
@@ -273,8 +287,9 @@ func (c *control) bulk(want int, r api.BulkRequest, headers ...string) (b api.Bu
 	return b
 }
 
-func TestBulk(t *testing.T) {
-	c := startControl(t)
+func TestBulk(t *testing.T) { onEachBackend(t, testBulk) }
+
+func testBulk(t *testing.T, c *control) {
 	for i := range 6 {
 		c.enqueue(fmt.Sprintf("bad%d", i), 0)
 	}
