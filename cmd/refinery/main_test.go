@@ -364,10 +364,12 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
-// Two programs on one data folder would spoil each other's.
+// Two programs on one data folder would spoil each other's. What serves logs to stderr, for whoever started it to keep.
 func TestOneAtATime(t *testing.T) {
 	p := newProgram(t)
 	first := p.command("serve")
+	var log strings.Builder
+	first.Stderr = &log
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -375,6 +377,9 @@ func TestOneAtATime(t *testing.T) {
 		first.Process.Signal(os.Interrupt)
 		if err := first.Wait(); err != nil {
 			t.Errorf("the first ended with %v", err)
+		}
+		if !strings.Contains(log.String(), "path=/ready") {
+			t.Errorf("the log lacks its requests: %s", &log)
 		}
 	}()
 	eventually(t, 30*time.Second, func() error { return p.ready() })
