@@ -4,7 +4,7 @@ FUZZTIME ?= 30s
 SKIPPED  := $(CURDIR)/.skipped
 
 .DEFAULT_GOAL := help
-.PHONY: help build run dev test lint gen check bench bench-api fuzz
+.PHONY: help build run dev test lint gen check bench bench-api bench-bus fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,10 +39,14 @@ check: ## exactly what CI runs: generated code is fresh, lint, test
 	$(MAKE) test
 
 bench: ## benchmarks, each beside its limit
-	go test -run '^$$' -bench . -skip '^BenchmarkAPI$$' -timeout 30m -p 1 ./...
+	go test -run '^$$' -bench . -skip '^Benchmark(API|Bus)$$' -timeout 30m -p 1 ./...
 
 bench-api: ## reads over HTTP at 10,000 and at 1,000,000 events (BENCH_EVENTS=…), each beside its limit
 	BENCH_EVENTS=$(BENCH_EVENTS) go test -run '^$$' -bench '^BenchmarkAPI$$' -benchtime 1x -timeout 60m ./cmd/refinery
+
+bench-bus: ## each transport by itself, and commands through it from POST to GET, beside the limits
+	go test -run '^$$' -bench . -timeout 30m -p 1 ./bus/...
+	go test -run '^$$' -bench '^BenchmarkBus$$' -benchtime 1x -timeout 30m ./cmd/refinery
 
 fuzz: ## each fuzz target for FUZZTIME (30s)
 	@list=$$(go test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; echo "$$list" | awk '/^Fuzz/ { names[++n] = $$1 } /^ok/ { while (n) print names[n--], $$2 }' | \

@@ -1,5 +1,5 @@
-// Package bus carries messages between the rooms of the refinery: one constructor, [Open], for every transport, behind
-// watermill's Publisher and Subscriber interfaces, and a router that ends every message in an outcome.
+// Package bus carries messages between the rooms of the refinery: what every transport promises, behind watermill's Publisher
+// and Subscriber interfaces, and a router that ends every message in an outcome. Package transport opens one.
 //
 // What a transport promises, and what its users may rely on:
 //
@@ -16,8 +16,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"regexp"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
@@ -34,19 +35,15 @@ const (
 // are delivered one at a time.
 const KeyMetadata = "key"
 
-// MaxMessageBytes limits the UUID, metadata and payload of a message together. Messages to [TopicPoison] may be 64 KiB
-// larger, so that the reason for which a message of full size failed can travel with it.
-const MaxMessageBytes = 8 << 20
+// MaxMessageBytes limits the UUID, metadata and payload of a message together. Messages to [TopicPoison] may be larger by
+// PoisonHeadroom, so that the reason for which a message of full size failed can travel with it.
+const (
+	MaxMessageBytes = 8 << 20
+	PoisonHeadroom  = 64 << 10
+)
 
 // ErrClosed is returned by everything that is called after Close.
 var ErrClosed = errors.New("bus is closed")
-
-// Config chooses and configures a transport.
-type Config struct {
-	Backend string       // "file"
-	Dir     string       // file: directory of the topics; created if missing
-	Logger  *slog.Logger // required
-}
 
 // Bus is one process's connection to a transport. Its methods may be called from any goroutine.
 type Bus interface {
@@ -73,18 +70,40 @@ type Stats struct {
 	Oldest       time.Time // when the oldest of these was published; zero: there is none
 }
 
-// Open connects to the transport that c names.
-func Open(ctx context.Context, c Config) (Bus, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+var validName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$`)
+
+// CheckName says why a topic or group (kind) cannot have this name. Transports call it.
+func CheckName(kind, name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("bus: invalid %s name %q: use 1 to 200 letters, digits, '.', '_' and '-', not starting with '.'", kind, name)
 	}
-	if c.Logger == nil {
-		return nil, errors.New("bus: Config.Logger is required")
+	return nil
+}
+
+// CheckMessage says why a message cannot be published to a topic. Transports call it.
+func CheckMessage(topic string, m *message.Message) error {
+	limit := MaxMessageBytes
+	if topic == TopicPoison {
+		limit += PoisonHeadroom
 	}
-	switch c.Backend {
-	case "file":
-		return openFile(c.Dir, c.Logger, defaultTuning())
-	default:
-		return nil, fmt.Errorf("bus: unknown queue backend %q: the only one that exists is \"file\"", c.Backend)
+	size := len(m.UUID) + len(m.Payload)
+	valid := utf8.ValidString(m.UUID)
+	for k, v := range m.Metadata {
+		size += len(k) + len(v)
+		valid = valid && utf8.ValidString(k) && utf8.ValidString(v)
 	}
+	if size > limit {
+		return fmt.Errorf("bus: message %q has %d bytes, the limit is %d", m.UUID, size, limit)
+	}
+	if !valid {
+		return fmt.Errorf("bus: message %q: UUID and metadata must be valid UTF-8", m.UUID)
+	}
+	return nil
+}
+
+// NewMessage makes a message that is delivered in order with others of its key.
+func NewMessage(id, key string, payload []byte) *message.Message {
+	m := message.NewMessage(id, payload)
+	m.Metadata.Set(KeyMetadata, key)
+	return m
 }

@@ -52,10 +52,3 @@ func Relay(p message.Publisher) eventlog.Follower {
 		return c.Save(ctx, batch[len(batch)-1].Position, nil)
 	}}
 }
-
-// NewMessage makes a message that is delivered in order with others of its key.
-func NewMessage(id, key string, payload []byte) *message.Message {
-	m := message.NewMessage(id, payload)
-	m.Metadata.Set(KeyMetadata, key)
-	return m
-}

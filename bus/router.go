@@ -12,6 +12,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+	"github.com/google/uuid"
 )
 
 // ErrPermanent marks an error that no retry can mend, such as a payload that cannot be decoded.
@@ -106,9 +107,22 @@ func report(logger *slog.Logger, onPoison OnPoison) message.HandlerMiddleware {
 			if err := onPoison(m, err); err != nil {
 				return nil, fmt.Errorf("record poisoned message: %w", err)
 			}
-			reason := err.Error()
-			reason = strings.ToValidUTF8(reason[:min(len(reason), maxReason)], "\uFFFD")
-			return nil, &poisoned{reason}
+			return nil, &poisoned{reasonText(err)}
 		}
 	}
+}
+
+// NewForeign makes the message for [TopicPoison] of something that stood on a topic and is no message, as seen by a transport: where it
+// stood, the same for each reading of it, and what it was.
+func NewForeign(topic, where string, raw []byte, reason error) *message.Message {
+	m := NewMessage(uuid.NewSHA1(uuid.NameSpaceOID, []byte(where)).String(), topic, raw[:min(len(raw), MaxMessageBytes)])
+	m.Metadata.Set(middleware.PoisonedTopicKey, topic)
+	m.Metadata.Set(middleware.ReasonForPoisonedKey, reasonText(fmt.Errorf("not a message: %s: %w", where, reason)))
+	return m
+}
+
+// reasonText is an error's text as it fits beside a message.
+func reasonText(err error) string {
+	text := err.Error()
+	return strings.ToValidUTF8(text[:min(len(text), maxReason)], "\uFFFD")
 }

@@ -1,9 +1,10 @@
-package bus
+package bus_test
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,9 +13,13 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/message/router/middleware"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/bustest"
+	"github.com/wheelrefinery/refinery/bus/file"
 )
 
-// poisonLog is an OnPoison that remembers.
+// poisonLog is an bus.OnPoison that remembers.
 type poisonLog struct {
 	mu      sync.Mutex
 	reasons []string
@@ -36,10 +41,25 @@ func (p *poisonLog) all() []string {
 	return append([]string(nil), p.reasons...)
 }
 
-// route runs a router for topic "t" until the test or the returned function ends it.
-func route(t *testing.T, b Bus, onPoison OnPoison, h Handler) (stop func()) {
+// open opens a bus whose log is a failure of the test.
+func open(t *testing.T) bus.Bus {
 	t.Helper()
-	r, err := NewRouter(b, textLogger(&logBuffer{}), "g", onPoison, map[string]Handler{"t": h})
+	b, err := file.Open(t.TempDir(), bustest.Quiet(t).Logger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("close bus: %v", err)
+		}
+	})
+	return b
+}
+
+// route runs a router for topic "t" until the test or the returned function ends it.
+func route(t *testing.T, b bus.Bus, onPoison bus.OnPoison, h bus.Handler) (stop func()) {
+	t.Helper()
+	r, err := bus.NewRouter(b, (&bustest.Log{}).Logger(), "g", onPoison, map[string]bus.Handler{"t": h})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,21 +82,23 @@ func route(t *testing.T, b Bus, onPoison OnPoison, h Handler) (stop func()) {
 
 func TestRouterPoison(t *testing.T) {
 	for name, c := range map[string]struct {
-		handler Handler
+		handler bus.Handler
 		calls   int64
 		reason  string
 	}{
-		"undecodable": {func(*message.Message) error { return fmt.Errorf("decode: %w", ErrPermanent) }, 1, "decode: permanent failure"},
-		"failing":     {func(*message.Message) error { return errors.New("no database") }, 1 + maxRetries, "no database"},
-		"panicking":   {func(*message.Message) error { panic("oh no") }, 1 + maxRetries, "handler panicked: oh no"},
-		"nil panic":   {func(*message.Message) error { panic(nil) }, 1 + maxRetries, "handler panicked: panic called with nil argument"},
+		"undecodable": {func(*message.Message) error { return fmt.Errorf("decode: %w", bus.ErrPermanent) }, 1, "decode: permanent failure"},
+		"failing":     {func(*message.Message) error { return errors.New("no database") }, 6, "no database"},
+		"panicking":   {func(*message.Message) error { panic("oh no") }, 6, "handler panicked: oh no"},
+		"nil panic":   {func(*message.Message) error { panic(nil) }, 6, "handler panicked: panic called with nil argument"},
 		"long reason that is not text": {
-			func(*message.Message) error { return fmt.Errorf("\xff%s%w", strings.Repeat("x", 1<<20), ErrPermanent) }, 1, "",
+			func(*message.Message) error {
+				return fmt.Errorf("\xff%s%w", strings.Repeat("x", 1<<20), bus.ErrPermanent)
+			}, 1, "",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := open(t, t.TempDir())
+			b := open(t)
 			var (
 				calls       atomic.Int64
 				first, last time.Time // of the calls
@@ -91,15 +113,15 @@ func TestRouterPoison(t *testing.T) {
 				}
 				return c.handler(m)
 			})
-			poison, _ := subscribe(t, b, "watch", TopicPoison)
+			poison, _ := bustest.Subscribe(t, b, "watch", bus.TopicPoison)
 			// As large as can be: it must fit into the poison topic with its reason.
-			bad := message.NewMessage("bad", []byte(strings.Repeat("z", MaxMessageBytes-20)))
-			bad.Metadata.Set(KeyMetadata, "k")
-			publish(t, b, "t", bad)
-			publish(t, b, "t", keyed("k", "fine"))
-			m := receive(t, poison)
+			bad := message.NewMessage("bad", []byte(strings.Repeat("z", bus.MaxMessageBytes-20)))
+			bad.Metadata.Set(bus.KeyMetadata, "k")
+			bustest.Publish(t, b, "t", bad)
+			bustest.Publish(t, b, "t", bustest.Keyed("k", "fine"))
+			m := bustest.Receive(t, poison)
 			m.Ack()
-			if m.UUID != "bad" || len(m.Payload) != len(bad.Payload) || m.Metadata.Get(KeyMetadata) != "k" ||
+			if m.UUID != "bad" || len(m.Payload) != len(bad.Payload) || m.Metadata.Get(bus.KeyMetadata) != "k" ||
 				m.Metadata.Get(middleware.PoisonedTopicKey) != "t" {
 				t.Errorf("poison topic got %s with %v", m.UUID, m.Metadata)
 			}
@@ -116,23 +138,22 @@ func TestRouterPoison(t *testing.T) {
 				t.Errorf("retries took %v, want about 1.55 s", took)
 			}
 			// Acknowledged: the group goes past it, and it does not come again.
-			eventually(t, "offset at the end", func() bool {
-				tp, err := b.topic("t")
+			bustest.Eventually(t, "offset at the end", func() bool {
+				all, err := b.Stats()
 				if err != nil {
 					t.Fatal(err)
 				}
-				offset, err := tp.readOffset("g")
-				return err == nil && offset > MaxMessageBytes
+				return slices.ContainsFunc(all, func(s bus.Stats) bool { return s.Topic == "t" && s.Group == "g" && s.Bytes == 0 })
 			})
-			expectNone(t, poison, 20*time.Millisecond)
+			bustest.ExpectNone(t, poison, 20*time.Millisecond)
 		})
 	}
 }
 
 // Until the outcome is recorded nothing reaches the poison topic and nothing is acknowledged.
 func TestRouterOnPoisonFails(t *testing.T) {
-	b := open(t, t.TempDir())
-	poison, _ := subscribe(t, b, "watch", TopicPoison)
+	b := open(t)
+	poison, _ := bustest.Subscribe(t, b, "watch", bus.TopicPoison)
 	log := &poisonLog{fail: errors.New("no database")}
 	var calls atomic.Int64
 	route(t, b, func(m *message.Message, reason error) error {
@@ -144,17 +165,17 @@ func TestRouterOnPoisonFails(t *testing.T) {
 		case <-time.After(30 * time.Millisecond):
 		}
 		return log.record(m, reason)
-	}, func(*message.Message) error { calls.Add(1); return ErrPermanent })
-	publish(t, b, "t", keyed("k", "1"))
-	receive(t, poison).Ack()
+	}, func(*message.Message) error { calls.Add(1); return bus.ErrPermanent })
+	bustest.Publish(t, b, "t", bustest.Keyed("k", "1"))
+	bustest.Receive(t, poison).Ack()
 	if n := calls.Load(); n != 2 || len(log.all()) != 2 {
 		t.Errorf("handler was called %d times, onPoison %d times, want twice each", n, len(log.all()))
 	}
-	expectNone(t, poison, 50*time.Millisecond)
+	bustest.ExpectNone(t, poison, 50*time.Millisecond)
 }
 
 func TestRouterRetries(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t)
 	log := &poisonLog{}
 	done := make(chan string, 10)
 	var failures atomic.Int64
@@ -165,13 +186,13 @@ func TestRouterRetries(t *testing.T) {
 		done <- string(m.Payload)
 		return nil
 	})
-	publish(t, b, "t", keyed("k", "1"), keyed("k", "2"), keyed("other", "3"))
+	bustest.Publish(t, b, "t", bustest.Keyed("k", "1"), bustest.Keyed("k", "2"), bustest.Keyed("other", "3"))
 	var order []string
 	for range 3 {
 		select {
 		case p := <-done:
 			order = append(order, p)
-		case <-time.After(patience):
+		case <-time.After(bustest.Patience):
 			t.Fatalf("handled only %v", order)
 		}
 	}
@@ -185,15 +206,15 @@ func TestRouterRetries(t *testing.T) {
 
 // A message whose handler is interrupted because the router closes is not poisoned: the next router gets it.
 func TestRouterCloseGivesBack(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t)
 	log := &poisonLog{}
 	started := make(chan struct{}, 1)
 	stop := route(t, b, log.record, func(m *message.Message) error {
 		started <- struct{}{}
 		<-m.Context().Done()
-		return fmt.Errorf("query: %w: %w", m.Context().Err(), ErrPermanent)
+		return fmt.Errorf("query: %w: %w", m.Context().Err(), bus.ErrPermanent)
 	})
-	publish(t, b, "t", keyed("k", "1"))
+	bustest.Publish(t, b, "t", bustest.Keyed("k", "1"))
 	<-started
 	start := time.Now()
 	stop()
@@ -204,7 +225,7 @@ func TestRouterCloseGivesBack(t *testing.T) {
 	route(t, b, log.record, func(m *message.Message) error { got <- string(m.Payload); return nil })
 	select {
 	case <-got:
-	case <-time.After(patience):
+	case <-time.After(bustest.Patience):
 		t.Error("message was lost")
 	}
 	if got := log.all(); len(got) != 0 {
@@ -213,12 +234,12 @@ func TestRouterCloseGivesBack(t *testing.T) {
 }
 
 func TestRouterRefusesPoisonTopic(t *testing.T) {
-	b := open(t, t.TempDir())
+	b := open(t)
 	none := func(*message.Message) error { return nil }
-	if _, err := NewRouter(b, textLogger(&logBuffer{}), "g", (&poisonLog{}).record, map[string]Handler{TopicPoison: none}); err == nil {
+	if _, err := bus.NewRouter(b, (&bustest.Log{}).Logger(), "g", (&poisonLog{}).record, map[string]bus.Handler{bus.TopicPoison: none}); err == nil {
 		t.Error("no error")
 	}
-	if _, err := NewRouter(b, textLogger(&logBuffer{}), "g", nil, map[string]Handler{"t": none}); err == nil {
-		t.Error("no error without OnPoison")
+	if _, err := bus.NewRouter(b, (&bustest.Log{}).Logger(), "g", nil, map[string]bus.Handler{"t": none}); err == nil {
+		t.Error("no error without bus.OnPoison")
 	}
 }

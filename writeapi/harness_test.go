@@ -24,6 +24,7 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/api/apitest"
 	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/transport"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
@@ -98,7 +99,7 @@ func start(t *testing.T, g gate) *plane {
 		t.Fatal(err)
 	}
 	t.Cleanup(log.Close)
-	b, err := bus.Open(t.Context(), bus.Config{Backend: "file", Dir: t.TempDir(), Logger: logger})
+	b, err := transport.Open(t.Context(), transport.Config{Backend: "file", Dir: t.TempDir(), Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}

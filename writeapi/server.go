@@ -209,7 +209,7 @@ func stored(what string, err error) error {
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return err
 	}
-	return fmt.Errorf("send %s: %w: %w", what, err, fault.New(fault.Unavailable, "The command could not be stored. Try again."))
+	return fmt.Errorf("send %s: %w: %w", what, err, fault.New(fault.Unavailable, "The bus does not take commands now. Try again, with the same Idempotency-Key: it may have taken this one."))
 }
 
 // failed is the answer when a command could not be handled. It will not be handled any more.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -16,20 +15,23 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
 
 // startBench starts a control plane whose parts are those of `refinery serve`, on a durable Postgres.
-func startBench(b *testing.B) *plane {
+func startBench(b *testing.B, change ...func(*controlSettings)) *plane {
 	b.Helper()
 	dir := b.TempDir()
 	logger := slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	p, err := startPlane(b.Context(), controlSettings{
+	c := controlSettings{
 		PostgresDSN: pgtest.DurableDSN(b), QueueBackend: "file", HTTPAddr: freeAddr(b), UIAddr: "", MaxAttempts: 3, KeepOutcomes: time.Hour,
-	}, dir, logger)
+	}
+	for _, f := range change {
+		f(&c)
+	}
+	p, err := startPlane(b.Context(), c, dir, logger)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func BenchmarkPost(b *testing.B) {
 		var health, publish, one50, w64, w64p50, w64p99, async, kept, rest []float64
 		for range rounds {
 			health = append(health, p.load(b, 16, window/2, "", http.StatusOK).rate)
-			publish = append(publish, barePublish(b, 64, window/2))
+			publish = append(publish, barePublish(b, bareBus(b, controlSettings{QueueBackend: "file"}), 64, window/2))
 			one50 = append(one50, p.load(b, 1, window/2, "", http.StatusCreated).percentile(50))
 			l := p.load(b, 64, window, "", http.StatusCreated)
 			w64, w64p50, w64p99 = append(w64, l.rate), append(w64p50, l.percentile(50)), append(w64p99, l.percentile(99))
@@ -143,34 +145,6 @@ func BenchmarkPost(b *testing.B) {
 		b.ReportMetric(middle(kept), "async-handled-%")
 		b.ReportMetric(middle(rest), "async-rest-ms")
 	}
-}
-
-// barePublish is the limit of accepting: messages of the same size onto a file bus, nothing else.
-func barePublish(b *testing.B, publishers int, window time.Duration) float64 {
-	b.Helper()
-	t, err := bus.Open(b.Context(), bus.Config{Backend: "file", Dir: filepath.Join(b.TempDir(), "bare"), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer t.Close()
-	payload := bytes.Repeat([]byte("x"), 500)
-	var n atomic.Int64
-	var wg sync.WaitGroup
-	begin := time.Now()
-	for range publishers {
-		wg.Go(func() {
-			for time.Since(begin) < window {
-				id := uuid.NewString()
-				if err := t.Publish(bus.TopicCommands, bus.NewMessage(id, id, payload)); err != nil {
-					b.Error(err)
-					return
-				}
-				n.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	return float64(n.Load()) / time.Since(begin).Seconds()
 }
 
 // BenchmarkLogSize compares appends and posts with the wait on two control planes side by side, with 10,000 and with 1,000,000 events in

@@ -24,8 +24,8 @@ type settings struct {
 type controlSettings struct {
 	settings
 	PostgresDSN           string        `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
-	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file" help:"Transport of the bus: file."`
-	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis (not in this version)."`
+	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file,redis" help:"Transport of the bus: file, redis."`
+	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis, such as redis://user:password@host:6379/0; rediss:// with TLS."`
 	KafkaBrokers          string        `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
 	WorkerToken           string        `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
 	ReadToken             string        `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`

@@ -131,8 +131,9 @@ func (c *control) status(name string) (b api.Build) {
 	return b
 }
 
-func TestRetryAndPriority(t *testing.T) {
-	c := startControl(t)
+func TestRetryAndPriority(t *testing.T) { onEachBackend(t, testRetryAndPriority) }
+
+func testRetryAndPriority(t *testing.T, c *control) {
 	c.call(404, "POST", path("a", "retry"), nil, nil)
 	c.call(404, "POST", path("a", "priority"), api.PriorityRequest{Priority: 1}, nil)
 	c.enqueue("a", 0)
@@ -167,8 +168,9 @@ func TestRetryAndPriority(t *testing.T) {
 }
 
 // Several workers together take what waits in the order of priority, and of age where that is the same.
-func TestLeaseOrder(t *testing.T) {
-	c := startControl(t)
+func TestLeaseOrder(t *testing.T) { onEachBackend(t, testLeaseOrder) }
+
+func testLeaseOrder(t *testing.T, c *control) {
 	c.call(200, "POST", "/queue/pause", nil, nil)
 	const each = 10
 	for i := range each {
@@ -221,8 +223,9 @@ func TestLeaseOrder(t *testing.T) {
 }
 
 // After an answered pause no lease is made, however many workers are asking, until the queue is resumed.
-func TestPauseIsSharp(t *testing.T) {
-	c := startControl(t)
+func TestPauseIsSharp(t *testing.T) { onEachBackend(t, testPauseIsSharp) }
+
+func testPauseIsSharp(t *testing.T, c *control) {
 	for i := range 60 {
 		c.enqueue(fmt.Sprintf("a%d", i), 0)
 	}
@@ -273,8 +276,9 @@ func (c *control) bulk(want int, r api.BulkRequest, headers ...string) (b api.Bu
 	return b
 }
 
-func TestBulk(t *testing.T) {
-	c := startControl(t)
+func TestBulk(t *testing.T) { onEachBackend(t, testBulk) }
+
+func testBulk(t *testing.T, c *control) {
 	for i := range 6 {
 		c.enqueue(fmt.Sprintf("bad%d", i), 0)
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/transport"
 	"github.com/wheelrefinery/refinery/commands"
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/internal/access"
@@ -118,7 +119,9 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err := p.read.Setup(ctx); err != nil {
 		return nil, err
 	}
-	if p.bus, err = bus.Open(ctx, bus.Config{Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), Logger: logger}); err != nil {
+	if p.bus, err = transport.Open(ctx, transport.Config{
+		Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), RedisURL: c.RedisURL, Logger: logger,
+	}); err != nil {
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { return p.bus.Close() })

@@ -40,11 +40,26 @@ var missing struct {
 	lines []string
 }
 
-// Main runs the tests, stops the server, fails on goroutines that are still there, names what was skipped, and exits:
+var ends []func() error
+
+// AtEnd has Main call f when the tests have run. Test servers of other kinds stop by it.
+func AtEnd(f func() error) {
+	missing.Lock()
+	defer missing.Unlock()
+	ends = append(ends, f)
+}
+
+// Main runs the tests, stops the servers, fails on goroutines that are still there, names what was skipped, and exits:
 //
 //	func TestMain(m *testing.M) { pgtest.Main(m) }
 func Main(m *testing.M) {
 	code := m.Run()
+	for _, end := range ends {
+		if err := end(); err != nil {
+			fmt.Fprintln(os.Stderr, "pgtest:", err)
+			code = max(code, 1)
+		}
+	}
 	if base.srv != nil {
 		if err := base.srv.stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "pgtest:", err)

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"pgregory.net/rapid"
+
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 func encoded(t rapid.TB, m *message.Message) []byte {
@@ -43,7 +45,7 @@ func TestLineRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := r.message(); !got.Equals(m) {
+		if got := r.Message(); !got.Equals(m) {
 			t.Fatalf("stored %v, read %v", m, got)
 		}
 	})
@@ -83,10 +85,10 @@ func FuzzDecodeLine(f *testing.F) {
 			return
 		}
 		// What is accepted is a message: storing it again gives it again.
-		m := r.message()
+		m := r.Message()
 		again := encoded(t, m)
 		r2, err := decodeLine(again[:len(again)-1])
-		if err != nil || !r2.message().Equals(m) {
+		if err != nil || !r2.Message().Equals(m) {
 			t.Fatalf("%q became %q: %v", line, again, err)
 		}
 	})
@@ -137,8 +139,8 @@ func TestCursorPassesDamage(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(segments, filepath.Base(segmentName(base))), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		log := &logBuffer{}
-		b, err := openFile(dir, textLogger(log), defaultTuning())
+		log := &bustest.Log{}
+		b, err := openFile(dir, log.Logger(), defaultTuning())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +165,7 @@ func TestCursorPassesDamage(t *testing.T) {
 		if strings.Join(got, " ") != strings.Join(want, " ") {
 			t.Fatalf("read %q, want %q", got, want)
 		}
-		if n := log.count("\n"); n != damaged {
+		if n := log.Count("\n"); n != damaged {
 			t.Fatalf("%d reports of %d damages:\n%s", n, damaged, log)
 		}
 		if c.pos != base {

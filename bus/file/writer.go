@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // maxBatch is how many bytes the writer takes into one batch, but for a single larger request.
@@ -58,7 +60,7 @@ func (w *writer) write(lines []byte) error {
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
-		return ErrClosed
+		return bus.ErrClosed
 	}
 	w.queue = append(w.queue, r)
 	w.mu.Unlock()

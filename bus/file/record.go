@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // A line of a segment is a JSON object with the CRC-32C of the bytes of its msg:
@@ -22,9 +24,7 @@ const (
 	lineMiddle = `","msg":`
 	lineHead   = len(linePrefix) + 8 + len(lineMiddle)
 	// maxLine is what a line can grow to: JSON writes a control character in six bytes.
-	maxLine = 6*(MaxMessageBytes+poisonHeadroom) + 1024
-	// poisonHeadroom is what a message may grow by on its way to the poison topic.
-	poisonHeadroom = 64 << 10
+	maxLine = 6*(bus.MaxMessageBytes+bus.PoisonHeadroom) + 1024
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -45,9 +45,8 @@ func (r *record) payload() []byte {
 	return []byte(r.Text)
 }
 
-// message makes a message that shares nothing with the record, so that a handler which changes it does not change what is
-// delivered after a nack.
-func (r *record) message() *message.Message {
+// Message is delivery.Record's.
+func (r *record) Message() *message.Message {
 	m := message.NewMessage(r.UUID, r.payload())
 	if r.Metadata != nil {
 		m.Metadata = maps.Clone(r.Metadata)
@@ -57,21 +56,8 @@ func (r *record) message() *message.Message {
 
 // encodeLine appends m to buf as a line, with its newline.
 func encodeLine(buf *bytes.Buffer, topic string, m *message.Message, now time.Time) error {
-	limit := MaxMessageBytes
-	if topic == TopicPoison {
-		limit += poisonHeadroom
-	}
-	size := len(m.UUID) + len(m.Payload)
-	valid := utf8.ValidString(m.UUID)
-	for k, v := range m.Metadata {
-		size += len(k) + len(v)
-		valid = valid && utf8.ValidString(k) && utf8.ValidString(v)
-	}
-	if size > limit {
-		return fmt.Errorf("bus: message %q has %d bytes, the limit is %d", m.UUID, size, limit)
-	}
-	if !valid {
-		return fmt.Errorf("bus: message %q: UUID and metadata must be valid UTF-8", m.UUID)
+	if err := bus.CheckMessage(topic, m); err != nil {
+		return err
 	}
 	r := record{UUID: m.UUID, Time: now.UTC(), Metadata: m.Metadata}
 	if utf8.Valid(m.Payload) {

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"errors"
@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // topic is one process's view of a topic's directory.
@@ -27,13 +29,13 @@ type topic struct {
 	groups map[string]*group // those with a subscription in this process
 }
 
-func openTopic(bus *os.Root, name string, logger *slog.Logger, tn *tuning) (*topic, error) {
+func openTopic(parent *os.Root, name string, logger *slog.Logger, tn *tuning) (*topic, error) {
 	for _, dir := range []string{name, name + "/segments", name + "/groups"} {
-		if err := makeDir(bus, dir); err != nil {
+		if err := makeDir(parent, dir); err != nil {
 			return nil, err
 		}
 	}
-	root, err := bus.OpenRoot(name)
+	root, err := parent.OpenRoot(name)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +204,7 @@ func (t *topic) passed() ([]int64, error) {
 		return nil, err
 	}
 	if len(offsets) == 0 {
-		if t.name != TopicBuildRequested && t.name != TopicPoison {
+		if t.name != bus.TopicBuildRequested && t.name != bus.TopicPoison {
 			return nil, nil
 		}
 		return bases[:max(0, len(bases)-unheardSegments)], nil

@@ -1,13 +1,15 @@
-package bus
+package file
 
 import (
-	"container/heap"
 	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/delivery"
 )
 
 const (
@@ -20,35 +22,9 @@ const (
 	offsetInterval = 100 * time.Millisecond
 	// errorInterval is the pause after an error of the file system.
 	errorInterval = time.Second
-	// maxWindow bounds how many messages may be acknowledged before an older one is, each of which costs some bytes until
-	// then and a redelivery after a crash.
-	maxWindow = 1 << 17
 	// readBatch is how many messages are read before others are handed out.
 	readBatch = 64
 )
-
-type outcome int
-
-const (
-	acked outcome = iota
-	nacked
-	returned // the subscription ended
-)
-
-type result struct {
-	entry   *entry
-	outcome outcome
-}
-
-// entry is a message that was read and is not passed yet.
-type entry struct {
-	pos   int64
-	rec   *record // nil once acknowledged
-	key   string
-	size  int
-	nacks int
-	due   time.Time // when it may be delivered again after a nack
-}
 
 // group consumes a topic for a consumer group while this process holds the group's lock. One goroutine owns all state and
 // talks to the subscriptions by channels.
@@ -58,20 +34,13 @@ type group struct {
 	logger  *slog.Logger
 	members int // guarded by topic.mu
 
-	ready   chan *entry   // to the subscriptions
-	results chan result   // from them; never full, since in-flight messages are bounded
 	wake    chan struct{} // something was published in this process
 	stop    chan struct{}
 	stopped chan struct{}
 
-	cursor   *cursor
-	window   []*entry            // in order of position, from the oldest unacknowledged one on
-	keys     map[string][]*entry // unacknowledged, in order; only the first of a key is anywhere else
-	deliver  []*entry            // to be handed out
-	delayed  entryHeap           // nacked
-	inFlight int
-	unacked  int
-	bytes    int
+	cursor *cursor
+	queue  *delivery.Queue[int64] // positions are those of lines
+	window *delivery.Window[int64]
 
 	more     bool          // there may be more to read
 	poll     time.Duration // until that is assumed
@@ -91,9 +60,9 @@ type shown struct {
 }
 
 func (g *group) show() {
-	s := shown{offset: g.offset(), unacked: g.unacked}
-	if len(g.window) > 0 {
-		s.oldest = g.window[0].rec.Time
+	s := shown{offset: g.offset(), unacked: g.queue.Unacked()}
+	if first := g.window.First(); first != nil {
+		s.oldest = first.Time
 	}
 	if last := g.shown.Load(); last == nil || *last != s {
 		g.shown.Store(&s)
@@ -103,9 +72,8 @@ func (g *group) show() {
 func newGroup(t *topic, name string) *group {
 	return &group{
 		topic: t, name: name, logger: t.logger.With("group", name),
-		ready: make(chan *entry), results: make(chan result, t.tuning.maxInFlight),
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{}),
-		keys: map[string][]*entry{}, poll: pollActive, more: true,
+		queue: delivery.NewQueue[int64](t.tuning.Limits), window: delivery.NewWindow[int64](0), poll: pollActive, more: true,
 	}
 }
 
@@ -126,9 +94,7 @@ func (g *group) run() {
 	}
 	g.cursor, g.written = newCursor(g.topic, offset), offset
 	g.consume()
-	for len(g.results) > 0 { // acks of the last moment
-		g.settle(<-g.results)
-	}
+	g.queue.SettleWaiting() // acks of the last moment
 	g.writeOffset()
 	if err := g.cursor.close(); err != nil {
 		g.logger.Error("Bus segment could not be closed", "error", err)
@@ -175,28 +141,20 @@ func (g *group) consume() {
 	for {
 		g.read()
 		g.show()
-		var (
-			ready chan *entry
-			head  *entry
-			again chan struct{}
-		)
-		if len(g.deliver) > 0 && g.inFlight < g.topic.tuning.maxInFlight {
-			ready, head = g.ready, g.deliver[0]
-		}
-		if g.more && g.room() {
+		var again chan struct{}
+		if g.more && g.queue.Room() {
 			again = always
 		}
 		timer.Reset(time.Until(g.deadline()))
 		select {
 		case <-g.stop:
 			return
-		case ready <- head:
-			g.deliver = g.deliver[1:]
-			g.inFlight++
-		case r := <-g.results:
-			g.settle(r)
-			for len(g.results) > 0 {
-				g.settle(<-g.results)
+		case g.queue.Ready() <- g.queue.Head():
+			g.queue.Handed()
+		case r := <-g.queue.Results():
+			g.queue.SettleAll(r)
+			if g.offsetAt.IsZero() {
+				g.offsetAt = time.Now().Add(offsetInterval)
 			}
 		case <-g.wake:
 			g.more = true
@@ -205,12 +163,6 @@ func (g *group) consume() {
 			g.tick(time.Now())
 		}
 	}
-}
-
-// room says whether another message may be read.
-func (g *group) room() bool {
-	tn := g.topic.tuning
-	return g.unacked < tn.maxUnacked && g.bytes < tn.maxReadAhead && len(g.window) < maxWindow
 }
 
 // read takes some messages from the topic.
@@ -223,7 +175,7 @@ func (g *group) read() {
 		return
 	}
 	for range readBatch {
-		if !g.room() {
+		if !g.queue.Room() {
 			return
 		}
 		rec, pos, err := g.cursor.read()
@@ -237,53 +189,9 @@ func (g *group) read() {
 			return
 		}
 		g.poll = pollActive
-		g.add(&entry{pos: pos, rec: rec, key: rec.Metadata[KeyMetadata], size: len(rec.Text) + len(rec.Base64)})
-	}
-}
-
-func (g *group) add(e *entry) {
-	g.window = append(g.window, e)
-	g.unacked++
-	g.bytes += e.size
-	queue := append(g.keys[e.key], e)
-	g.keys[e.key] = queue
-	if len(queue) == 1 {
-		g.deliver = append(g.deliver, e)
-	}
-}
-
-// settle notes what became of a message that was handed out.
-func (g *group) settle(r result) {
-	e := r.entry
-	g.inFlight--
-	switch r.outcome {
-	case returned:
-		g.deliver = append(g.deliver, e)
-	case nacked:
-		tn := g.topic.tuning
-		wait := tn.maxBackoff
-		if e.nacks < 16 {
-			wait = min(tn.minBackoff<<e.nacks, tn.maxBackoff)
-		}
-		e.nacks++
-		e.due = time.Now().Add(wait)
-		heap.Push(&g.delayed, e)
-	case acked:
-		e.rec = nil
-		g.unacked--
-		g.bytes -= e.size
-		if queue := g.keys[e.key][1:]; len(queue) > 0 {
-			g.keys[e.key] = queue
-			g.deliver = append(g.deliver, queue[0])
-		} else {
-			delete(g.keys, e.key)
-		}
-		for len(g.window) > 0 && g.window[0].rec == nil {
-			g.window = g.window[1:]
-		}
-		if g.offsetAt.IsZero() {
-			g.offsetAt = time.Now().Add(offsetInterval)
-		}
+		g.queue.Add(g.window, &delivery.Entry[int64]{
+			Pos: pos, Record: rec, Key: rec.Metadata[bus.KeyMetadata], Size: len(rec.Text) + len(rec.Base64), Time: rec.Time,
+		})
 	}
 }
 
@@ -293,8 +201,8 @@ func (g *group) deadline() time.Time {
 	if g.more { // reading waits for room, or for the pause after an error to end
 		next = time.Now().Add(errorInterval)
 	}
-	if len(g.delayed) > 0 && g.delayed[0].due.Before(next) {
-		next = g.delayed[0].due
+	if due := g.queue.Due(); !due.IsZero() && due.Before(next) {
+		next = due
 	}
 	if !g.offsetAt.IsZero() && g.offsetAt.Before(next) {
 		next = g.offsetAt
@@ -307,9 +215,7 @@ func (g *group) tick(now time.Time) {
 		g.more = true
 		g.poll = min(g.poll+time.Millisecond, pollIdle)
 	}
-	for len(g.delayed) > 0 && !g.delayed[0].due.After(now) {
-		g.deliver = append(g.deliver, heap.Pop(&g.delayed).(*entry))
-	}
+	g.queue.Again(now)
 	if !g.offsetAt.IsZero() && !g.offsetAt.After(now) {
 		g.offsetAt = time.Time{}
 		g.writeOffset()
@@ -318,8 +224,8 @@ func (g *group) tick(now time.Time) {
 
 // offset is the position before which everything is acknowledged.
 func (g *group) offset() int64 {
-	if len(g.window) > 0 {
-		return g.window[0].pos
+	if first := g.window.First(); first != nil {
+		return first.Pos
 	}
 	return g.cursor.pos
 }
@@ -343,18 +249,4 @@ func (g *group) writeOffset() {
 	if err != nil {
 		g.logger.Error("Old bus segments could not be removed", "error", err)
 	}
-}
-
-// entryHeap orders entries by when they are due.
-type entryHeap []*entry
-
-func (h entryHeap) Len() int           { return len(h) }
-func (h entryHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h entryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *entryHeap) Push(e any)        { *h = append(*h, e.(*entry)) }
-func (h *entryHeap) Pop() any {
-	last := len(*h) - 1
-	e := (*h)[last]
-	*h = (*h)[:last]
-	return e
 }

@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"

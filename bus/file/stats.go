@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"context"
@@ -11,15 +11,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // Stats reads what it tells from the directory, so that it knows of other processes too, and of the groups of this one from them.
-func (b *fileBus) Stats() ([]Stats, error) {
+func (b *fileBus) Stats() ([]bus.Stats, error) {
 	names, err := b.names()
 	if err != nil {
 		return nil, fmt.Errorf("bus: list topics: %w", err)
 	}
-	var all []Stats
+	var all []bus.Stats
 	for _, name := range names {
 		t, err := b.topic(name)
 		if err != nil {
@@ -39,7 +41,7 @@ func (b *fileBus) names() ([]string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, ErrClosed
+		return nil, bus.ErrClosed
 	}
 	entries, err := fs.ReadDir(b.root.FS(), ".")
 	if err != nil {
@@ -47,14 +49,14 @@ func (b *fileBus) names() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() && validName.MatchString(e.Name()) {
+		if e.IsDir() && bus.CheckName("topic", e.Name()) == nil {
 			names = append(names, e.Name())
 		}
 	}
 	return names, nil
 }
 
-func (t *topic) stats() ([]Stats, error) {
+func (t *topic) stats() ([]bus.Stats, error) {
 	bases, err := t.segments()
 	if err != nil {
 		return nil, err
@@ -73,12 +75,12 @@ func (t *topic) stats() ([]Stats, error) {
 		return nil, err
 	}
 	if len(groups) == 0 {
-		return []Stats{{Topic: t.name, Bytes: end - first}}, nil
+		return []bus.Stats{{Topic: t.name, Bytes: end - first}}, nil
 	}
 	slices.Sort(groups)
-	var all []Stats
+	var all []bus.Stats
 	for _, name := range groups {
-		s := Stats{Topic: t.name, Group: name}
+		s := bus.Stats{Topic: t.name, Group: name}
 		offset, _ := t.readOffset(name) // one that cannot be read starts anew, at the oldest
 		t.mu.Lock()
 		if g := t.groups[name]; g != nil {
@@ -98,7 +100,7 @@ const probeBytes = 16 << 10
 
 // Check writes a file, durably, and takes the lock under which commands are published.
 func (b *fileBus) Check(ctx context.Context) error {
-	t, err := b.topic(TopicCommands)
+	t, err := b.topic(bus.TopicCommands)
 	if err != nil {
 		return err
 	}

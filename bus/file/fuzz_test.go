@@ -1,4 +1,4 @@
-package bus
+package file
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 // A segment may hold anything: reading comes to its end, gives only lines that were written, in their order, and what is published behind
@@ -24,7 +26,7 @@ func FuzzSegment(f *testing.F) {
 		}
 		tn := defaultTuning()
 		tn.sync = func(*os.File) error { return nil }
-		b, err := openFile(dir, textLogger(&logBuffer{}), tn)
+		b, err := openFile(dir, (&bustest.Log{}).Logger(), tn)
 		if err != nil {
 			t.Fatal(err)
 		}

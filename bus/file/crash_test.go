@@ -1,8 +1,7 @@
-package bus
+package file
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,12 +14,14 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/bustest"
 )
 
 // children are the roles that this test binary plays in other processes; see child.
 var children = map[string]func(dir string) error{
 	"publish": publishChild,
-	"consume": consumeChild,
 }
 
 const (
@@ -50,7 +51,7 @@ func publishChild(dir string) error {
 		wg.Go(func() {
 			key := fmt.Sprintf("%s%d", name, p)
 			for i := 0; count == 0 || i < count; i++ {
-				m := keyed(key, strconv.Itoa(i))
+				m := bustest.Keyed(key, strconv.Itoa(i))
 				m.Metadata.Set("fill", strings.Repeat("x", i%700))
 				if errs[p] = b.Publish(childTopic, m); errs[p] != nil {
 					return
@@ -63,29 +64,6 @@ func publishChild(dir string) error {
 	for _, err := range errs {
 		if err != nil {
 			return err
-		}
-	}
-	return b.Close()
-}
-
-// consumeChild takes messages for group g, prints their payloads, and acks those that do not say "hold".
-func consumeChild(dir string) error {
-	b, err := childBus(dir)
-	if err != nil {
-		return err
-	}
-	s, err := b.Subscriber("g")
-	if err != nil {
-		return err
-	}
-	ch, err := s.Subscribe(context.Background(), childTopic)
-	if err != nil {
-		return err
-	}
-	for m := range ch {
-		fmt.Println(string(m.Payload))
-		if string(m.Payload) != "hold" {
-			m.Ack()
 		}
 	}
 	return b.Close()
@@ -114,8 +92,8 @@ func inOrder(t *testing.T, ch <-chan *message.Message, last map[string]int) map[
 	t.Helper()
 	seen, open := map[string]int{}, len(last)
 	for open > 0 {
-		m := receive(t, ch)
-		key := m.Metadata.Get(KeyMetadata)
+		m := bustest.Receive(t, ch)
+		key := m.Metadata.Get(bus.KeyMetadata)
 		i, err := strconv.Atoi(string(m.Payload))
 		if err != nil || len(m.Metadata.Get("fill")) != i%700 {
 			t.Fatalf("message %q of %s is not what was published", m.Payload, key)
@@ -159,9 +137,9 @@ func TestKillPublisher(t *testing.T) {
 			t.Fatalf("only %d publishers got anything done before the kill", len(last))
 		}
 		b := open(t, dir)
-		publish(t, b, childTopic, keyed("end", "0")) // cuts what is torn
+		bustest.Publish(t, b, childTopic, bustest.Keyed("end", "0")) // cuts what is torn
 		last["end"] = 0
-		ch, _ := subscribe(t, b, "g", childTopic)
+		ch, _ := bustest.Subscribe(t, b, "g", childTopic)
 		n := len(last)
 		for _, i := range inOrder(t, ch, last) {
 			n += i
@@ -174,7 +152,7 @@ func TestTwoProcessesPublish(t *testing.T) {
 	dir := t.TempDir()
 	const count = 400
 	b := open(t, dir, func(tn *tuning) { tn.segmentSize = 8 << 10 })
-	ch, _ := subscribe(t, b, "g", childTopic)
+	ch, _ := bustest.Subscribe(t, b, "g", childTopic)
 	last := map[string]int{}
 	var cmds []*exec.Cmd
 	for _, name := range []string{"a", "b"} {
@@ -188,7 +166,7 @@ func TestTwoProcessesPublish(t *testing.T) {
 	last["here"] = count - 1
 	go func() {
 		for i := range count {
-			m := keyed("here", strconv.Itoa(i))
+			m := bustest.Keyed("here", strconv.Itoa(i))
 			m.Metadata.Set("fill", strings.Repeat("x", i%700))
 			if err := b.Publish(childTopic, m); err != nil {
 				t.Error(err)
@@ -201,66 +179,27 @@ func TestTwoProcessesPublish(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	expectNone(t, ch, 50*time.Millisecond)
+	bustest.ExpectNone(t, ch, 50*time.Millisecond)
 	// All rolled, and this group, the only one, has passed them.
-	eventually(t, "segments removed", func() bool { return len(segmentsOf(t, dir, childTopic)) <= 2 })
-}
-
-func TestTakeoverAfterKill(t *testing.T) {
-	dir := t.TempDir()
-	b := open(t, dir)
-	publish(t, b, childTopic, keyed("k1", "one"), keyed("k2", "hold"), keyed("k3", "two"))
-
-	cmd, out := child(t, "consume", dir)
-	lines := bufio.NewScanner(out)
-	for range 3 {
-		if !lines.Scan() {
-			t.Fatal("child ended")
-		}
-	}
-	ch, _ := subscribe(t, b, "g", childTopic)
-	expectNone(t, ch, 100*time.Millisecond) // stands by
-	publish(t, b, childTopic, keyed("k4", "three"))
-	if !lines.Scan() || lines.Text() != "three" {
-		t.Fatalf("child received %q, want three", lines.Text())
-	}
-
-	killed := time.Now()
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Wait()
-	// What was not acknowledged comes again; what was may come too, if its offset was not written.
-	for {
-		m := receive(t, ch)
-		m.Ack()
-		if string(m.Payload) == "hold" {
-			break
-		}
-	}
-	if d := time.Since(killed); d > 500*time.Millisecond {
-		t.Errorf("takeover after %v", d)
-	} else {
-		t.Logf("takeover after %v", d)
-	}
+	bustest.Eventually(t, "segments removed", func() bool { return len(segmentsOf(t, dir, childTopic)) <= 2 })
 }
 
 func TestStandbyTakesOverAfterClose(t *testing.T) {
 	dir := t.TempDir()
 	first, second := open(t, dir), open(t, dir)
-	ch1, _ := subscribe(t, first, "g", "t")
-	publish(t, first, "t", keyed("a", "1"), keyed("b", "2"), keyed("c", "3"))
-	expect(t, ch1, "1", "2")
-	ch2, _ := subscribe(t, second, "g", "t")
-	expectNone(t, ch2, 80*time.Millisecond)
-	receive(t, ch1) // "3" is not acknowledged
+	ch1, _ := bustest.Subscribe(t, first, "g", "t")
+	bustest.Publish(t, first, "t", bustest.Keyed("a", "1"), bustest.Keyed("b", "2"), bustest.Keyed("c", "3"))
+	bustest.Expect(t, ch1, "1", "2")
+	ch2, _ := bustest.Subscribe(t, second, "g", "t")
+	bustest.ExpectNone(t, ch2, 80*time.Millisecond)
+	bustest.Receive(t, ch1) // "3" is not acknowledged
 	closed := time.Now()
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, ch2, "3")
+	bustest.Expect(t, ch2, "3")
 	if d := time.Since(closed); d > 300*time.Millisecond {
 		t.Errorf("takeover after %v", d)
 	}
-	expectNone(t, ch2, 50*time.Millisecond) // acks of the last moment were written
+	bustest.ExpectNone(t, ch2, 50*time.Millisecond) // acks of the last moment were written
 }

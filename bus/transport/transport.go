@@ -1,0 +1,40 @@
+// Package transport opens the bus that the settings name.
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/file"
+	"github.com/wheelrefinery/refinery/bus/redis"
+)
+
+// Config chooses and configures a transport.
+type Config struct {
+	Backend      string       // "file", "redis"
+	Dir          string       // file: directory of the topics; created if missing
+	RedisURL     string       // redis: such as redis://user:password@host:6379/0, rediss:// with TLS
+	KafkaBrokers []string     // kafka: host:port of some brokers
+	Logger       *slog.Logger // required
+}
+
+// Open connects to the transport that c names.
+func Open(ctx context.Context, c Config) (bus.Bus, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if c.Logger == nil {
+		return nil, errors.New("bus: Config.Logger is required")
+	}
+	switch c.Backend {
+	case "file":
+		return file.Open(c.Dir, c.Logger)
+	case "redis":
+		return redis.Open(ctx, c.RedisURL, c.Logger)
+	default:
+		return nil, fmt.Errorf("bus: unknown queue backend %q: there are file and redis", c.Backend)
+	}
+}
