@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,7 +44,11 @@ func (w *Worker) boxIdentity() (identity, error) {
 		return w.builder, nil
 	}
 	// An abstract socket is a lock that ends with its last holder: the supervisors of the box hold it too, and outlive a killed worker.
-	for uid := firstUID; uid <= lastUID; uid++ {
+	// The kernel counts a user's processes over all containers, which do not see each other's locks: where each begins to look is chance.
+	const count = lastUID - firstUID + 1
+	begin := rand.IntN(count)
+	for i := range count {
+		uid := firstUID + (begin+i)%count
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("@wheelrefinery/uid/%d", uid), Net: "unix"})
 		if errors.Is(err, unix.EADDRINUSE) {
 			continue
@@ -209,16 +215,27 @@ func (b *box) run(ctx context.Context, c command) (report, error) {
 	switch {
 	case ctx.Err() != nil:
 		if err != nil || waited != nil {
-			sweep(b.folder)
+			b.sweep()
 		}
 		return r, context.Cause(ctx)
 	case err != nil || waited != nil:
-		sweep(b.folder)
+		b.sweep()
 		return r, fmt.Errorf("the supervisor ended without a report: %w", errors.Join(err, waited))
 	case r.Error != "":
 		return r, errors.New(r.Error)
 	}
 	return r, nil
+}
+
+// sweep kills what is left of a box whose supervisor was itself killed: what names its folder in its environment, and what runs as its user
+// where it has one of its own. Of those, the root of a container may not read the environment.
+func (b *box) sweep() {
+	for _, p := range slices.Backward(processes()) {
+		env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+		if strings.Contains(string(env), "HOME="+b.folder) || b.who.lock != nil && p.user() == b.who.uid {
+			_ = unix.Kill(p.pid, unix.SIGKILL)
+		}
+	}
 }
 
 // open opens a file that a box's command left, for the worker to read. What is no plain file, or not the box's own, is refused: the

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -364,6 +363,9 @@ func (p process) memory() int64 {
 // share is memory, with what is shared divided among those who share it. The kernel takes longer to say so.
 func (p process) share() int64 {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.pid))
+	if errors.Is(err, fs.ErrPermission) {
+		return p.memory() // the root of a container may not ask about processes of others (CAP_SYS_PTRACE)
+	}
 	if err != nil {
 		return 0 // gone
 	}
@@ -376,26 +378,25 @@ func (p process) share() int64 {
 	return p.memory() // a kernel before 5.4
 }
 
-// threadsOf counts the threads of a user.
-func threadsOf(uid int) int {
-	count := 0
-	for _, p := range processes() {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
-		if err != nil {
-			continue
-		}
-		var threads int
-		var mine bool
-		for line := range strings.Lines(string(status)) {
-			if v, ok := strings.CutPrefix(line, "Uid:"); ok {
-				f := strings.Fields(v)
-				mine = len(f) > 0 && f[0] == strconv.Itoa(uid)
-			} else if v, ok := strings.CutPrefix(line, "Threads:"); ok {
-				threads, _ = strconv.Atoi(strings.TrimSpace(v))
+// user is the process's real user; -1: it is gone.
+func (p process) user() int {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	for line := range strings.Lines(string(status)) {
+		if v, ok := strings.CutPrefix(line, "Uid:"); ok {
+			if f := strings.Fields(v); len(f) > 0 {
+				uid, _ := strconv.Atoi(f[0]) // the kernel writes numbers
+				return uid
 			}
 		}
-		if mine {
-			count += threads
+	}
+	return -1
+}
+
+// threadsOf counts the threads of a user.
+func threadsOf(uid int) (count int) {
+	for _, p := range processes() {
+		if p.user() == uid {
+			count += p.threads
 		}
 	}
 	return count
@@ -415,14 +416,4 @@ func sizeOf(folder string) (size int64) {
 		return nil
 	})
 	return size
-}
-
-// sweep kills what names the folder in its environment: for the case that a supervisor was itself killed.
-func sweep(folder string) {
-	for _, p := range slices.Backward(processes()) {
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
-		if err == nil && strings.Contains(string(env), "HOME="+folder) {
-			_ = unix.Kill(p.pid, unix.SIGKILL)
-		}
-	}
 }

@@ -11,12 +11,20 @@ import (
 	"strings"
 )
 
+// logName is the log's file in the data folder, of a program whose terminal shows something else.
+const logName = "refinery.log"
+
 // openLog logs into the data folder.
 func (c controlSettings) openLog(dir string) (*slog.Logger, *os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "refinery.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	f, err := os.OpenFile(filepath.Join(dir, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the log: %w", err)
 	}
+	return c.logTo(f), f, nil
+}
+
+// logTo logs to w what holds no secret of the settings.
+func (c controlSettings) logTo(w io.Writer) *slog.Logger {
 	secrets := []string{c.WorkerToken, c.ReadToken}
 	for _, address := range []string{c.PostgresDSN, c.RedisURL, c.WorkerWebhookURL} {
 		if u, err := url.Parse(address); err == nil && u.User != nil {
@@ -24,7 +32,7 @@ func (c controlSettings) openLog(dir string) (*slog.Logger, *os.File, error) {
 			secrets = append(secrets, password)
 		}
 	}
-	return c.logger(f, secrets...), f, nil
+	return c.logger(w, secrets...)
 }
 
 // hidden stands in the log where a secret was.

@@ -365,9 +365,12 @@ func TestTrouble(t *testing.T) {
 }
 
 // Several programs share a data folder where they share a database elsewhere; one with a database of its own in it would spoil theirs.
+// What serves logs to stderr, for whoever started it to keep.
 func TestSharedFolder(t *testing.T) {
 	p := newProgram(t)
 	first := p.command("serve")
+	var log strings.Builder
+	first.Stderr = &log
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -375,6 +378,9 @@ func TestSharedFolder(t *testing.T) {
 		first.Process.Signal(os.Interrupt)
 		if err := first.Wait(); err != nil {
 			t.Errorf("the first ended with %v", err)
+		}
+		if !strings.Contains(log.String(), "path=/ready") {
+			t.Errorf("the log lacks its requests: %s", &log)
 		}
 	}()
 	eventually(t, 30*time.Second, func() error { return p.ready() })

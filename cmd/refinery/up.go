@@ -81,6 +81,7 @@ func (u *upCmd) work(ctx context.Context, t *terminal, p *plane, w *worker.Worke
 		return err
 	}
 	p.announce(t)
+	fmt.Fprintln(t.out, "Log   ", filepath.Join(p.dir, logName))
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
@@ -129,8 +130,7 @@ func (p *plane) announce(t *terminal) {
 	if p.UIAddr != "" && p.has(roleReadAPI) {
 		page = "http://" + reachable(p.UIAddr)
 	}
-	fmt.Fprintf(t.out, "API    %s\nPage   %s\nIndex  %s/simple/\nData   %s\nLog    %s\n",
-		p.url(), page, p.url(), p.dir, filepath.Join(p.dir, "refinery.log"))
+	fmt.Fprintf(t.out, "API    %s\nPage   %s\nIndex  %s/simple/\nData   %s\n", p.url(), page, p.url(), p.dir)
 }
 
 func (w workerSettings) config(url, token, dir string, logger *slog.Logger) worker.Config {
@@ -153,13 +153,8 @@ func (s *serveCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	logger, file, err := s.openLog(dir)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
 	s.controlSettings.Roles = s.Roles
-	p, err := startPlane(ctx, s.controlSettings, dir, logger.With("process", os.Getpid()))
+	p, err := startPlane(ctx, s.controlSettings, dir, s.logTo(t.err).With("process", os.Getpid()))
 	if err != nil {
 		return err
 	}
