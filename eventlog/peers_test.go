@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
