@@ -25,7 +25,7 @@ const (
 	// after one that brought more than readBytes.
 	leastRead = 4
 	firstRead = 16
-	mostRead  = 512
+	mostRead  = 128
 	readBytes = 4 << 20
 )
 
