@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,8 @@ type shard struct {
 	window  *delivery.Window[string]
 	read    string    // id of the last entry that was read
 	stored  string    // until where the server knows that it is passed
-	leaving time.Time // when it was to be given back; zero: it stays
+	leaving time.Time // since when it is to be given back; zero: it stays
+	tried   time.Time // when it was to be given back last
 }
 
 // consumer reads a topic for a group, as one member of it. One goroutine owns all state and talks to the subscriptions by the queue's
@@ -105,10 +107,7 @@ func (c *consumer) run() {
 		}
 	}
 	_, err := c.store(ctx, passed, true)
-	if err == nil {
-		err = c.farewell(ctx)
-	}
-	if err != nil {
+	if err = errors.Join(err, c.farewell(ctx)); err != nil {
 		c.logger.Warn("What was acknowledged last could not be stored: it comes again", "error", err)
 	}
 }
@@ -233,51 +232,49 @@ func (c *consumer) failed(err error) {
 
 // apply makes the shards what the server says.
 func (c *consumer) apply(k kept) {
-	owned := 0
-	for n := range c.shards {
+	now, owned, staying := time.Now(), 0, 0
+	for n, s := range c.shards {
 		id, claimed := k.claimed[n]
-		if s := c.shards[n]; s != nil && (claimed || !k.owned[n]) {
+		if s != nil && (claimed || !k.owned[n]) {
 			c.lose(s)
 			c.logger.Warn("A shard was lost to another process; what it holds of it comes again there", "shard", n)
 		}
 		if claimed {
 			c.shards[n] = &shard{number: n, window: delivery.NewWindow(id), read: id, stored: id}
 		}
-		if claimed || k.owned[n] {
-			owned++
+		if s = c.shards[n]; s == nil {
+			continue
+		}
+		owned++
+		if !s.leaving.IsZero() && now.Sub(s.leaving) > drainTime {
+			s.leaving = time.Time{}
+			c.queue.Resume(s.window)
+		}
+		if s.leaving.IsZero() {
+			staying++
 		}
 	}
 	if k.share != c.share || len(k.claimed) > 0 {
 		c.share, c.hunger = k.share, 0
 	}
-	c.keepAt = time.Now().Add(keepInterval)
-	if owned < k.share && c.hunger < int(drainTime/hungryInterval)*3 {
+	c.keepAt = now.Add(keepInterval)
+	if owned < k.share && c.hunger < mostHunger {
 		c.hunger++
-		c.keepAt = time.Now().Add(hungryInterval)
+		c.keepAt = now.Add(hungryInterval)
 	}
-	for _, s := range c.shards { // those without messages first: they can go at once
-		if s != nil && s.leaving.IsZero() && s.window.First() == nil && owned > k.share {
-			c.release(s)
-			owned--
+	// Those without messages go first, since they go at once; one that did not go lately is left in peace.
+	for _, busy := range []bool{false, true} {
+		for _, s := range c.shards {
+			if staying <= k.share {
+				return
+			}
+			if s != nil && s.leaving.IsZero() && (s.window.First() != nil) == busy && now.Sub(s.tried) > 10*drainTime {
+				s.leaving, s.tried = now, now
+				c.queue.Hold(s.window)
+				staying--
+			}
 		}
 	}
-	for _, s := range c.shards {
-		if s == nil {
-			continue
-		}
-		if !s.leaving.IsZero() && time.Since(s.leaving) > drainTime {
-			s.leaving = time.Time{}
-			c.queue.Resume(s.window)
-		} else if s.leaving.IsZero() && owned > k.share {
-			c.release(s)
-			owned--
-		}
-	}
-}
-
-func (c *consumer) release(s *shard) {
-	s.leaving = time.Now()
-	c.queue.Hold(s.window)
 }
 
 // giveBack gives back the shards that are to go and that no subscriber has a message of.

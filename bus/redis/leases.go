@@ -25,8 +25,10 @@ const (
 	leaseTime    = 8 * time.Second
 	leaseTrust   = 5 * time.Second
 	keepInterval = time.Second
-	// hungryInterval is how often a member with less than its share looks for more.
+	// hungryInterval is how often a member with less than its share looks for more, so many times before it goes back to keepInterval:
+	// where shards cannot be shared evenly, somebody has fewer for good.
 	hungryInterval = 100 * time.Millisecond
+	mostHunger     = 30
 	// drainTime is how long a shard that is to be given back waits for the messages that subscribers have of it; longer, and it stays
 	// for now, since its other messages would wait as well.
 	drainTime = time.Second

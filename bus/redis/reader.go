@@ -25,7 +25,7 @@ const (
 	// after one that brought more than readBytes.
 	leastRead = 4
 	firstRead = 16
-	mostRead  = 512
+	mostRead  = 128
 	readBytes = 4 << 20
 )
 
@@ -74,10 +74,18 @@ func (r *reader) close() {
 
 func (r *reader) run() {
 	defer close(r.stopped)
+	failing := false
 	for shards := range r.requests {
 		got, err := r.once(shards)
+		if err == nil && failing {
+			failing = false
+			r.c.logger.Info("Redis can be read again")
+		}
 		if err != nil && r.ctx.Err() == nil {
-			r.c.logger.Debug("Redis cannot be read; trying again", "error", err) // the clerk tells of it
+			if !failing {
+				failing = true
+				r.c.logger.Error("Redis cannot be read; trying again", "error", err)
+			}
 			select {
 			case <-time.After(errorInterval):
 			case <-r.ctx.Done():

@@ -36,6 +36,8 @@ func shards(topic string) int {
 	switch topic {
 	case bus.TopicCommands:
 		return 64
+	case bus.TopicBuildRequested:
+		return 4
 	case bus.TopicPoison:
 		return 1
 	}

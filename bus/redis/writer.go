@@ -16,11 +16,12 @@ var marshaller redisstream.DefaultMarshallerUnmarshaller
 const (
 	// maxBatch is how many bytes of payload go into one pipeline, but for a single larger request.
 	maxBatch = 8 << 20
-	// A topic that only tells what the event log knows anyway keeps this much in each shard while no group reads it, and is looked at
-	// when this process has published as much to it or so many messages.
-	unheardBytes    = 8 << 20
+	// unheardMessages is after how many messages of this process it is looked whether anybody reads a topic of unheardBytes.
 	unheardMessages = 1000
 )
+
+// unheardBytes is what is kept in each shard of the topics that only tell what the event log knows anyway, while no group reads them.
+var unheardBytes = map[string]int{bus.TopicBuildRequested: 1 << 20, bus.TopicPoison: 16 << 20}
 
 // writer sends what this process publishes. Its goroutine takes all that waits and sends it in one round trip, which Redis syncs once;
 // what arrives meanwhile is the next batch, so nobody waits for company, and what is published one after the other arrives so.
@@ -33,7 +34,7 @@ type writer struct {
 	wake   chan struct{}
 	done   chan struct{}
 
-	unheard map[string]*volume // of the goroutine alone
+	unheard map[string]volume // published since it was looked; of the goroutine alone
 }
 
 type volume struct{ messages, bytes int }
@@ -46,10 +47,7 @@ type request struct {
 }
 
 func startWriter(b *redisBus) *writer {
-	w := &writer{
-		bus: b, wake: make(chan struct{}, 1), done: make(chan struct{}),
-		unheard: map[string]*volume{bus.TopicBuildRequested: {}, bus.TopicPoison: {}},
-	}
+	w := &writer{bus: b, wake: make(chan struct{}, 1), done: make(chan struct{}), unheard: map[string]volume{}}
 	go w.run()
 	return w
 }
@@ -123,13 +121,15 @@ func (w *writer) send(batch []request) {
 		}
 	}
 	for _, r := range batch {
-		if v := w.unheard[r.topic]; v != nil {
+		if keep := unheardBytes[r.topic]; keep > 0 {
+			v := w.unheard[r.topic]
 			v.messages += len(r.entries)
 			v.bytes += r.size
-			if v.messages >= unheardMessages || v.bytes >= unheardBytes {
-				*v = volume{}
-				pipe.Eval(ctx, trimUnheard, streamNames(r.topic), unheardBytes)
+			if v.messages >= unheardMessages || v.bytes >= keep {
+				v = volume{}
+				pipe.Eval(ctx, trimUnheard, streamNames(r.topic), keep)
 			}
+			w.unheard[r.topic] = v
 		}
 	}
 	cmds, err := pipe.Exec(ctx)

@@ -56,7 +56,7 @@ func (p *process) start() error {
 	}
 	defer log.Close() // the server has its own
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to handle
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is ours to handle, and its children end with it
 	if err := p.cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
@@ -79,13 +79,24 @@ func (p *process) kill() error {
 	if p.cmd == nil {
 		return nil
 	}
-	err := p.cmd.Process.Kill()
+	err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	_ = p.cmd.Wait() // that it was killed
 	p.cmd = nil
 	return err
 }
 
-func (p *process) stop() error { return errors.Join(p.kill(), os.RemoveAll(p.dir)) }
+func (p *process) stop() error {
+	err := p.kill()
+	removed := os.RemoveAll(p.dir)
+	for range 20 { // a child of the server may write its last
+		if removed == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+		removed = os.RemoveAll(p.dir)
+	}
+	return errors.Join(err, removed)
+}
 
 // Server is a server of a test's own, which it may kill.
 type Server struct{ process *process }
