@@ -36,7 +36,7 @@ check: ## exactly what CI runs: generated code is fresh, lint, test
 	@state() { git diff; git status --porcelain; }; before=$$(state) && $(MAKE) gen && \
 	if [ "$$before" != "$$(state)" ]; then git status --short; echo 'generated code was not fresh: commit what make gen changed'; exit 1; fi
 	$(MAKE) lint
-	$(MAKE) test CHAOS_TIME=60s
+	$(MAKE) test CHAOS_TIME=2m
 
 chaos: ## processes killed and connections cut on each transport for CHAOS_TIME (5m); CHAOS_SEED chooses the same again
 	CHAOS_TIME=$(or $(CHAOS_TIME),5m) CHAOS_SEED=$(CHAOS_SEED) go test -run '^TestChaos$$' -count 1 -v -timeout 20m ./cmd/refinery
