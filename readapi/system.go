@@ -33,7 +33,7 @@ func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api
 func (s *Server) GetConfig(ctx context.Context, _ api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
 	c, err := s.o.Config(ctx)
 	if err != nil {
-		return nil, trouble(ctx, err)
+		return nil, err
 	}
 	return api.GetConfig200JSONResponse(c), nil
 }
@@ -43,7 +43,7 @@ func (s *Server) GetCommand(ctx context.Context, request api.GetCommandRequestOb
 	c := api.Command{ID: request.ID, Status: api.CommandStatusPending}
 	o, found, err := s.o.Outcomes(ctx, request.ID)
 	if err != nil {
-		return nil, trouble(ctx, err)
+		return nil, err
 	}
 	if found {
 		c.Name, c.Status = o.Name, api.CommandStatus(o.Status)
