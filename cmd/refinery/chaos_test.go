@@ -110,7 +110,10 @@ func newChaos(t *testing.T, s controlSettings, seed uint64) *chaos {
 			return u.String()
 		}
 		p.dsn = through(c.dsn)
-		p.env = []string{"LOG_LEVEL=info", "QUEUE_BACKEND=" + s.QueueBackend, "REDIS_URL=" + through(s.RedisURL)}
+		// Brokers of Kafka tell clients their own addresses, past any proxy.
+		p.env = []string{
+			"LOG_LEVEL=info", "QUEUE_BACKEND=" + s.QueueBackend, "REDIS_URL=" + through(s.RedisURL), "KAFKA_BROKERS=" + s.KafkaBrokers,
+		}
 		c.planes = append(c.planes, p)
 	}
 	return c
