@@ -17,7 +17,7 @@ type ArtifactRow struct {
 	VersionKey     string    `db:"version_key" sql:"text"`
 	SHA256         string    `db:"sha256" sql:"text"`
 	Size           int64     `db:"size" sql:"bigint"`
-	Tags           []string  `db:"tags" sql:"jsonb"`
+	Tags           []string  `db:"tags" sql:"json"`
 	RequiresPython string    `db:"requires_python" sql:"text"`
 	MetadataSHA256 string    `db:"metadata_sha256" sql:"text"` // PEP 658
 	Yanked         bool      `db:"yanked" sql:"boolean"`       // PEP 592

@@ -23,13 +23,13 @@ type BuildRow struct {
 	QueuedPosition  int64           `db:"queued_position" sql:"bigint"` // of the last event that queued it; 0: none
 	UpdatedAt       time.Time       `db:"updated_at" sql:"timestamptz"`
 	UpdatedPosition int64           `db:"updated_position" sql:"bigint"`
-	Wheel           *events.File    `db:"wheel" sql:"jsonb"`
+	Wheel           *events.File    `db:"wheel" sql:"json"`
 	Class           string          `db:"class" sql:"text"` // of the last failure, until it is queued again
 	Reason          string          `db:"reason" sql:"text"`
-	Evidence        []string        `db:"evidence" sql:"jsonb"`
-	Attempts        []Attempt       `db:"attempts" sql:"jsonb"` // the last mostAttempts
-	Recipes         []events.Recipe `db:"recipes" sql:"jsonb"`  // in effect since it was queued last
-	Hints           []string        `db:"hints" sql:"jsonb"`    // those that the last failed attempt matched; once it is built, those that did it
+	Evidence        []string        `db:"evidence" sql:"json"`
+	Attempts        []Attempt       `db:"attempts" sql:"json"` // the last mostAttempts
+	Recipes         []events.Recipe `db:"recipes" sql:"json"`  // in effect since it was queued last
+	Hints           []string        `db:"hints" sql:"json"`    // those that the last failed attempt matched; once it is built, those that did it
 }
 
 // Key is the build's stream.

@@ -14,7 +14,7 @@ type ManifestRow struct {
 	Run      uuid.UUID              `db:"run_id" sql:"uuid primary key"`
 	State    string                 `db:"state" sql:"text"`      // of the run: built, failed, cancelled; empty: not ended
 	Finished int64                  `db:"finished" sql:"bigint"` // position; 0: not ended
-	Entries  []events.ManifestEntry `db:"entries" sql:"jsonb"`   // by name, version and tags
+	Entries  []events.ManifestEntry `db:"entries" sql:"json"`    // by name, version and tags
 }
 
 // Key is the run's id.

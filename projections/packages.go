@@ -13,13 +13,13 @@ type PackageRow struct {
 	Position        int64           `db:"position" sql:"bigint"`       // of its first event
 	UpdatedAt       time.Time       `db:"updated_at" sql:"timestamptz"`
 	UpdatedPosition int64           `db:"updated_position" sql:"bigint"`
-	Counts          StatusCounts    `db:"counts" sql:"jsonb"` // builds by status
+	Counts          StatusCounts    `db:"counts" sql:"json"` // builds by status
 	Versions        int             `db:"versions" sql:"bigint"`
 	Variants        int             `db:"variants" sql:"bigint"`
 	Succeeded       int             `db:"succeeded" sql:"bigint"` // attempts
 	Failed          int             `db:"failed" sql:"bigint"`
-	Durations       Durations       `db:"durations" sql:"jsonb"`
-	Failure         *PackageFailure `db:"failure" sql:"jsonb"` // the latest
+	Durations       Durations       `db:"durations" sql:"json"`
+	Failure         *PackageFailure `db:"failure" sql:"json"` // the latest
 }
 
 // Key is the project's name.
@@ -48,7 +48,7 @@ type PackageFailure struct {
 // PackageTimes are the durations that Durations is made of, newest last.
 type PackageTimes struct {
 	Name string  `db:"name" sql:"text primary key"`
-	MS   []int64 `db:"ms" sql:"jsonb"`
+	MS   []int64 `db:"ms" sql:"json"`
 }
 
 // Key is the project's name.
@@ -64,7 +64,7 @@ type VersionRowKey struct{ Name, Version string }
 type PackageVersion struct {
 	Name            string       `db:"name" sql:"text primary key"`
 	Version         string       `db:"version" sql:"text primary key"`
-	Counts          StatusCounts `db:"counts" sql:"jsonb"`
+	Counts          StatusCounts `db:"counts" sql:"json"`
 	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
 }
 
@@ -79,7 +79,7 @@ type PackageVariant struct {
 	Name            string       `db:"name" sql:"text primary key"`
 	PythonTag       string       `db:"python_tag" sql:"text primary key"`
 	PlatformTag     string       `db:"platform_tag" sql:"text primary key"`
-	Counts          StatusCounts `db:"counts" sql:"jsonb"`
+	Counts          StatusCounts `db:"counts" sql:"json"`
 	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
 }
 

@@ -33,9 +33,9 @@ type QueueRow struct {
 	QueuedAt    time.Time       `db:"queued_at" sql:"timestamptz"`
 	Attempts    int             `db:"attempts" sql:"bigint"`
 	Run         uuid.UUID       `db:"run_id" sql:"uuid"`
-	Sdist       *events.File    `db:"sdist" sql:"jsonb"`
-	Constraints []string        `db:"constraints" sql:"jsonb"`
-	Recipes     []events.Recipe `db:"recipes" sql:"jsonb"`
+	Sdist       *events.File    `db:"sdist" sql:"json"`
+	Constraints []string        `db:"constraints" sql:"json"`
+	Recipes     []events.Recipe `db:"recipes" sql:"json"`
 	NotBefore   time.Time       `db:"not_before" sql:"timestamptz"` // zero: at once
 	Class       string          `db:"class" sql:"text"`             // of its last failure
 }
@@ -50,7 +50,7 @@ type QueueState struct {
 	Reason string     `db:"reason" sql:"text"` // why it is paused
 	Length int        `db:"length" sql:"bigint"`
 	Leased int        `db:"leased" sql:"bigint"`
-	Tags   []QueueTag `db:"tags" sql:"jsonb"`
+	Tags   []QueueTag `db:"tags" sql:"json"`
 }
 
 // Key is always 1.

@@ -15,8 +15,8 @@ import (
 )
 
 // A row type is a struct whose fields have the tags `db:"column" sql:"type"`, key columns `sql:"type primary key"`. Embedded structs
-// are part of the row. Strings, ints and bools are not null; a zero time or UUID is null; every other type is kept as jsonb, an empty
-// slice as [].
+// are part of the row. Strings, ints and bools are not null; a zero time or UUID is null; every other type is kept as JSON, an empty
+// slice as []: json, which costs the database less than jsonb, unless queries look into it.
 
 type column struct {
 	name, sql string
@@ -108,7 +108,7 @@ func (j jsonText) Scan(v any) error {
 	case string:
 		return json.Unmarshal([]byte(v), j.into)
 	}
-	return fmt.Errorf("%T where jsonb was expected", v)
+	return fmt.Errorf("%T where JSON was expected", v)
 }
 
 // target is what a column is scanned into.
@@ -169,7 +169,11 @@ func jsonOf(v reflect.Value) (string, error) {
 	if v.Kind() == reflect.Slice && v.Len() == 0 {
 		return "[]", nil
 	}
-	data, err := json.Marshal(v.Interface())
+	encode := func() ([]byte, error) { return json.Marshal(v.Interface()) }
+	if m, ok := v.Interface().(json.Marshaler); ok && v.Kind() != reflect.Pointer {
+		encode = m.MarshalJSON // what it makes need not be checked once more
+	}
+	data, err := encode()
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", v.Type(), err)
 	}

@@ -25,11 +25,11 @@ type RunRow struct {
 	CreatedAt    time.Time      `db:"created_at" sql:"timestamptz"`
 	PlannedAt    time.Time      `db:"planned_at" sql:"timestamptz"`
 	FinishedAt   time.Time      `db:"finished_at" sql:"timestamptz"`
-	Counts       map[string]int `db:"counts" sql:"jsonb"` // of its builds, by status; one without builds may be missing
+	Counts       map[string]int `db:"counts" sql:"json"`  // of its builds, by status; one without builds may be missing
 	Total        int            `db:"total" sql:"bigint"` // builds of the plan, those that are not needed left out
 	Reason       string         `db:"reason" sql:"text"`
 	Class        string         `db:"class" sql:"text"`
-	Detail       []string       `db:"detail" sql:"jsonb"`
+	Detail       []string       `db:"detail" sql:"json"`
 	PlanAttempts int            `db:"plan_attempts" sql:"bigint"` // leases for planning so far
 	Closed       bool           `db:"closed" sql:"boolean"`       // nothing will change any more
 }
@@ -42,7 +42,7 @@ type RunRequest struct {
 	ID           uuid.UUID `db:"id" sql:"uuid primary key"`
 	Requirements string    `db:"requirements" sql:"text"`
 	Constraints  string    `db:"constraints" sql:"text"`
-	Names        []string  `db:"names" sql:"jsonb"`
+	Names        []string  `db:"names" sql:"json"`
 }
 
 // Key is the run's id.
@@ -51,7 +51,7 @@ func (r RunRequest) Key() uuid.UUID { return r.ID }
 // RunNode names the runs that still wait for a build, and the build's status as each sees it.
 type RunNode struct {
 	Stream string    `db:"stream" sql:"text primary key"`
-	Runs   []RunWant `db:"runs" sql:"jsonb"`
+	Runs   []RunWant `db:"runs" sql:"json"`
 }
 
 // RunWant is a build's status as one run sees it.

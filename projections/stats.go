@@ -77,7 +77,7 @@ func (s SlowBuild) Key() SlowKey { return SlowKey{s.Hour, s.Place} }
 // SlowHour has the durations of an hour's places.
 type SlowHour struct {
 	Hour int64   `db:"hour" sql:"bigint primary key"`
-	MS   []int64 `db:"ms" sql:"jsonb"`
+	MS   []int64 `db:"ms" sql:"json"`
 }
 
 // Key is the hour.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/google/uuid"
 
@@ -62,7 +63,8 @@ func (c StatusCounts) MarshalJSON() ([]byte, error) {
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
-		out = fmt.Appendf(out, "%q:%d", Statuses[i], n)
+		out = append(append(append(out, '"'), Statuses[i]...), `":`...)
+		out = strconv.AppendInt(out, int64(n), 10)
 	}
 	return append(out, '}'), nil
 }

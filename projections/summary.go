@@ -20,7 +20,7 @@ func (b SummaryBuild) Key() string { return b.Stream }
 // SummaryTotals counts what there is, in one row.
 type SummaryTotals struct {
 	ID           int64        `db:"id" sql:"bigint primary key"`
-	Counts       StatusCounts `db:"counts" sql:"jsonb"` // builds by status
+	Counts       StatusCounts `db:"counts" sql:"json"` // builds by status
 	HitsOwn      int          `db:"hits_own" sql:"bigint"`
 	HitsUpstream int          `db:"hits_upstream" sql:"bigint"`
 	Misses       int          `db:"misses" sql:"bigint"`
