@@ -529,7 +529,8 @@ type ClientInterface interface {
 	// EnqueueWithBody One wheel into the queue, or the entry that is there already.
 	//
 	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+	// where all have the same.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -539,7 +540,8 @@ type ClientInterface interface {
 	// Enqueue One wheel into the queue, or the entry that is there already.
 	//
 	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+	// where all have the same.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1733,7 +1735,8 @@ func (c *Client) ClearQueue(ctx context.Context, params *ClearQueueParams, body 
 // EnqueueWithBody One wheel into the queue, or the entry that is there already.
 //
 // The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+// where all have the same.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1753,7 +1756,8 @@ func (c *Client) EnqueueWithBody(ctx context.Context, params *EnqueueParams, con
 // Enqueue One wheel into the queue, or the entry that is there already.
 //
 // The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+// where all have the same.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -7991,7 +7995,8 @@ type ClientWithResponsesInterface interface {
 	// EnqueueWithBodyWithResponse One wheel into the queue, or the entry that is there already.
 	//
 	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+	// where all have the same.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8001,7 +8006,8 @@ type ClientWithResponsesInterface interface {
 	// EnqueueWithResponse One wheel into the queue, or the entry that is there already.
 	//
 	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+	// where all have the same.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -11287,7 +11293,8 @@ func (c *ClientWithResponses) ClearQueueWithResponse(ctx context.Context, params
 // EnqueueWithBodyWithResponse One wheel into the queue, or the entry that is there already.
 //
 // The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+// where all have the same.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11303,7 +11310,8 @@ func (c *ClientWithResponses) EnqueueWithBodyWithResponse(ctx context.Context, p
 // EnqueueWithResponse One wheel into the queue, or the entry that is there already.
 //
 // The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
-// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+// `deduplicated`. Where its wheel is in the index, and not yanked, it is `reused`. Without tags those of the workers are meant,
+// where all have the same.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
