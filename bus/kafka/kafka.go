@@ -97,7 +97,10 @@ func open(ctx context.Context, brokers []string, logger *slog.Logger, tn tuning)
 	if b.lookUps, err = sarama.NewClient(brokers, full); err != nil {
 		return nil, err
 	}
-	b.admin, err = sarama.NewClusterAdminFromClient(b.lookUps)
+	if b.admin, err = sarama.NewClusterAdminFromClient(b.lookUps); err != nil {
+		return nil, err
+	}
+	_, err = b.topic(topicProbe) // so that Check need not wait for it
 	return b, err
 }
 
@@ -117,10 +120,11 @@ func config() *sarama.Config {
 func producerConfig() *sarama.Config {
 	c := config()
 	c.Net.ReadTimeout = publishTime
-	// A restart of the broker is waited for. That takes longer than sarama's circuit breaker would allow, which then stays open for
-	// ten seconds, if each of three attempts failed at once.
-	c.Metadata.Retry.Max = 10
-	c.Producer.Retry.Max = 10
+	// sarama looks for Kafka for half a minute before an attempt has failed: after three of them its circuit breaker would refuse a
+	// partition's messages for ten more seconds. Who publishes does not wait so long.
+	c.Metadata.Retry.Max = 120
+	c.Metadata.Retry.Backoff = retryInterval
+	c.Producer.Retry.Max = 20
 	c.Producer.RequiredAcks = sarama.WaitForAll
 	c.Producer.Idempotent = true // and so a retry neither doubles nor reorders
 	c.Net.MaxOpenRequests = 1
@@ -242,8 +246,18 @@ func (b *kafkaBus) Close() error {
 	for _, s := range b.subscribers {
 		errs = append(errs, s.Close())
 	}
-	b.publishes.Wait()
-	return errors.Join(append(errs, b.disconnect())...)
+	done := make(chan error, 1)
+	go func() {
+		b.publishes.Wait()
+		done <- b.disconnect()
+	}()
+	select {
+	case err := <-done:
+		errs = append(errs, err)
+	case <-time.After(publishTime): // by then every Publish has returned
+		errs = append(errs, errors.New("bus: Kafka does not answer: messages whose Publish failed were not given up in time"))
+	}
+	return errors.Join(errs...)
 }
 
 // disconnect frees what open took.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -117,15 +118,19 @@ func (b *kafkaBus) create(name string) ([]int32, error) {
 	if err != nil {
 		return nil, err
 	}
-	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) { // until its leaders are known to all
+	for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) { // until its leaders know that they are
+		var partitions []int32
 		if err = b.client.RefreshMetadata(name); err == nil {
-			var partitions []int32
-			if partitions, err = b.client.WritablePartitions(name); err == nil && len(partitions) >= int(want.NumPartitions) {
-				return partitions, nil
-			}
+			partitions, err = b.client.Partitions(name)
+		}
+		if err == nil {
+			_, err = b.ends(map[string]*topic{name: {name: name, partitions: partitions}}, sarama.OffsetNewest)
+		}
+		if err == nil {
+			return partitions, nil
 		}
 		if time.Since(begin) > publishTime {
-			return nil, fmt.Errorf("it was created, but its partitions have no leader: %w", err)
+			return nil, fmt.Errorf("it was created, but has no leader: %w", err)
 		}
 	}
 }
@@ -194,7 +199,7 @@ func (b *kafkaBus) groupsOf(topics map[string]*topic) (map[string]map[string]map
 }
 
 // ends returns the first or the next offset (sarama.OffsetOldest, sarama.OffsetNewest) of each partition.
-func (b *kafkaBus) ends(topics map[string]*topic, which int64) (map[string]map[int32]int64, error) {
+func (b *kafkaBus) ends(topics map[string]*topic, which int64) (_ map[string]map[int32]int64, err error) {
 	ask := map[string]map[int32]int64{}
 	for name, t := range topics {
 		ask[name] = map[int32]int64{}
@@ -206,6 +211,11 @@ func (b *kafkaBus) ends(topics map[string]*topic, which int64) (map[string]map[i
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil { // partitions have moved: the next attempt knows where
+			err = errors.Join(err, b.lookUps.RefreshMetadata(slices.Collect(maps.Keys(topics))...))
+		}
+	}()
 	for name, partitions := range ask {
 		for p := range partitions {
 			r := answer[name][p]

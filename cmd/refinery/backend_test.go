@@ -25,6 +25,10 @@ var backends = []struct {
 }{
 	{"file", func(_ testing.TB, c *controlSettings) { c.QueueBackend = "file" }},
 	{"redis", func(t testing.TB, c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", testserver.Redis(t) }},
+	// A broker for each: there is one topic of commands.
+	{"kafka", func(t testing.TB, c *controlSettings) {
+		c.QueueBackend, c.KafkaBrokers = "kafka", testserver.NewKafka(t).Addr()
+	}},
 }
 
 // onEachBackend runs a test on a control plane of each transport.
@@ -81,8 +85,18 @@ func testClear(t *testing.T, c *control) {
 // While the bus is gone, writes are answered 503 with a problem that says so, /ready names the part, and reads go on. When it is back, so
 // is everything, without a restart, and no command was lost or handled twice.
 func TestBusGone(t *testing.T) {
-	server := testserver.NewRedis(t)
-	c := startControl(t, func(c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", "redis://"+server.Addr() })
+	t.Run("redis", func(t *testing.T) {
+		server := testserver.NewRedis(t)
+		testBusGone(t, server, time.Second, func(c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", "redis://"+server.Addr() })
+	})
+	t.Run("kafka", func(t *testing.T) { // a short restart is waited for
+		server := testserver.NewKafka(t)
+		testBusGone(t, server, 7*time.Second, func(c *controlSettings) { c.QueueBackend, c.KafkaBrokers = "kafka", server.Addr() })
+	})
+}
+
+func testBusGone(t *testing.T, server *testserver.Server, gone time.Duration, set func(*controlSettings)) {
+	c := startControl(t, set)
 	c.enqueue("before", 0)
 	const clients = 8
 	ctx, cancel := context.WithCancel(t.Context())
@@ -119,9 +133,9 @@ func TestBusGone(t *testing.T) {
 		return nil
 	})
 	c.call(200, "GET", strings.TrimSuffix(path("before", ""), "/"), nil, nil)
-	time.Sleep(time.Second)
+	time.Sleep(gone)
 	server.Start(t)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 30*time.Second, func() error {
 		if status, body, err := get(c.url() + "/ready"); status != http.StatusOK {
 			return fmt.Errorf("/ready: %d %s %w", status, body, err)
 		}
