@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -69,9 +70,9 @@ func (h *handler) admit(r *http.Request, info *Request, scope access.Scope) erro
 	if h.guard == nil {
 		return nil
 	}
-	who, err := h.guard.Check(r.RemoteAddr, o.tokens, o.sessions)
+	who, err := h.guard.Check(r.Context(), r.RemoteAddr, o.tokens, o.sessions)
 	if err != nil && h.guard.Needs(scope) {
-		return &httpError{status: http.StatusTooManyRequests, detail: "Too many wrong tokens came from this address. Wait a minute.", retry: "60"}
+		return guessed(err)
 	}
 	if who != nil {
 		info.who, info.Actor = who, who.Name
@@ -88,6 +89,14 @@ func (h *handler) admit(r *http.Request, info *Request, scope access.Scope) erro
 		return &scopeError{scope}
 	}
 	return nil
+}
+
+// guessed makes a 429 of access.ErrGuessed.
+func guessed(err error) error {
+	if errors.Is(err, access.ErrGuessed) {
+		return &httpError{status: http.StatusTooManyRequests, detail: "Too many wrong tokens came from this address. Wait a minute.", retry: "60"}
+	}
+	return err
 }
 
 // scopeError says that a token does not reach.
@@ -109,8 +118,8 @@ func (h *handler) session(w http.ResponseWriter, r *http.Request, info *Request)
 	switch r.Method {
 	case http.MethodDelete:
 		if h.guard != nil {
-			for _, c := range r.CookiesNamed(SessionCookie) {
-				h.guard.End(c.Value)
+			if err := h.endSessions(r); err != nil {
+				return err
 			}
 		}
 		cookie.MaxAge = -1
@@ -125,22 +134,36 @@ func (h *handler) session(w http.ResponseWriter, r *http.Request, info *Request)
 		if h.guard == nil {
 			return fault.New(fault.Conflict, "This server has no tokens: everything is open.")
 		}
-		who, err := h.guard.Check(r.RemoteAddr, []string{b.Token}, nil)
+		who, err := h.guard.Check(r.Context(), r.RemoteAddr, []string{b.Token}, nil)
 		if err != nil {
-			return &httpError{status: http.StatusTooManyRequests, detail: "Too many wrong tokens came from this address. Wait a minute.", retry: "60"}
+			return guessed(err)
 		}
 		if who == nil {
 			return fault.New(fault.Unauthorized, "The token is not known here.")
 		}
-		for _, c := range r.CookiesNamed(SessionCookie) {
-			h.guard.End(c.Value)
+		if err := h.endSessions(r); err != nil {
+			return err
 		}
-		cookie.Value, cookie.Expires = h.guard.Begin(who)
+		if cookie.Value, cookie.Expires, err = h.guard.Begin(r.Context(), who); err != nil {
+			return err
+		}
 		http.SetCookie(w, cookie)
 		info.who, info.Actor, who.Expires = who, who.Name, cookie.Expires
 		return h.whoami(w, info, http.StatusCreated)
 	}
 	return h.whoami(w, info, http.StatusOK)
+}
+
+// endSessions ends those that r came with.
+func (h *handler) endSessions(r *http.Request) error {
+	var ids []string
+	for _, c := range r.CookiesNamed(SessionCookie) {
+		ids = append(ids, c.Value)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return h.guard.End(r.Context(), ids...)
 }
 
 // whoami answers with what the sender of the request may do.

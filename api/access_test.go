@@ -16,6 +16,7 @@ import (
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/api/apitest"
 	"github.com/wheelrefinery/refinery/internal/access"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
 
 const (
@@ -46,6 +47,7 @@ func guard(t testing.TB, c access.Config) *access.Guard {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	c.Sessions = pgtest.New(t)
 	g, err := access.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -108,11 +110,17 @@ func TestEveryRouteNeedsItsScope(t *testing.T) {
 		}
 		g := guard(t, c)
 		call := &caller{h: serve(t, api.Options{Guard: g, Logger: logger}, &server{})}
-		who, err := g.Check("10.0.0.1:1", []string{workerToken}, nil)
+		who, err := g.Check(t.Context(), "10.0.0.1:1", []string{workerToken}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		session := func() string { id, _ := g.Begin(who); return id } // one each, since a DELETE ends it
+		session := func() string { // one each, since a DELETE ends it
+			id, _, err := g.Begin(t.Context(), who)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return id
+		}
 		seen := map[access.Scope]int{}
 		for template, item := range load(t).Paths.Map() {
 			path := filled.Replace(template)

@@ -16,14 +16,14 @@ import (
 	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
-	"go.uber.org/goleak"
 
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/api/apitest"
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // server answers a few operations; the rest panics, which is an internal error.
 type server struct {

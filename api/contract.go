@@ -45,6 +45,7 @@ type operation struct {
 	mend    bool // what is not UTF-8 in the body is replaced, not refused
 	events  bool // the answer may be events
 	scope   access.Scope
+	role    string // that a process needs to answer it; "": every one does
 	query   map[string]*openapi3.Parameter
 }
 
@@ -52,6 +53,10 @@ type operation struct {
 func (o operation) endless(r *http.Request) bool {
 	return o.events && (o.query["follow"] == nil || r.URL.Query().Get("follow") == "true")
 }
+
+// everywhere are the paths that every process answers, whatever its roles: what tells of the process itself, and what became of a command,
+// to which the answers of writes lead.
+var everywhere = []string{"/health", "/ready", "/config", "/metrics", "/openapi.yaml", "/docs", "/session", "/commands/{id}"}
 
 func newContract() (*contract, error) {
 	doc, err := openapi3.NewLoader().LoadFromData(OpenAPI)
@@ -68,11 +73,18 @@ func newContract() (*contract, error) {
 		return nil, fmt.Errorf("route openapi.yaml: %w", err)
 	}
 	c := &contract{doc: doc, router: router, operations: map[*openapi3.Operation]operation{}}
-	for _, item := range doc.Paths.Map() {
+	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
 			o := operation{maxBody: MostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
 			if n, ok := op.Extensions["x-max-body"].(float64); ok {
 				o.maxBody = int64(n)
+			}
+			switch {
+			case slices.Contains(everywhere, path):
+			case slices.Contains(op.Tags, "write"):
+				o.role = "writeapi"
+			default:
+				o.role = "readapi"
 			}
 			o.stream, _ = op.Extensions["x-stream"].(bool)
 			o.mend, _ = op.Extensions["x-mend-utf8"].(bool)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,8 @@ type Options struct {
 	// Loopback says that only this machine can connect. Requests must then name it by address or as localhost, so that no web page
 	// reaches the API through a name of its own that resolves to it (DNS rebinding).
 	Loopback bool
+	// Absent names the roles that this process does not have, of "writeapi" and "readapi": other processes answer their operations.
+	Absent []string
 	// Position is the last position that every read model is known to cover. Answers that know theirs say that instead.
 	Position func() int64
 }
@@ -149,6 +152,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 	}
 	if missing != nil {
 		return missing
+	}
+	if slices.Contains(h.options.Absent, op.role) {
+		return fault.New(fault.NotFound, "This process does not have the role %s (ROLES): send this to one that has.", op.role)
 	}
 	switch route.Path {
 	case "/openapi.yaml":

@@ -67,7 +67,7 @@ type Stats struct {
 	Topic, Group string    // Group is empty for a topic without one
 	Bytes        int64     // published, still stored, and not passed by the group
 	Unacked      int       // messages that this process has read for the group and nobody has acknowledged
-	Oldest       time.Time // when the oldest of these was published; zero: there is none
+	Oldest       time.Time // when the oldest message that the group has not passed was published; zero: there is none
 }
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$`)

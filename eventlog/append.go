@@ -161,7 +161,11 @@ func (l *Log) commit(ctx context.Context, batch []*request) {
 	}
 	for _, r := range batch {
 		if r.err = err; err == nil {
-			l.resolve(r.results)
+			for _, done := range r.results {
+				if done.Err == nil || errors.Is(done.Err, ErrDuplicate) {
+					l.resolve(done.Outcome)
+				}
+			}
 		}
 	}
 }
@@ -400,11 +404,8 @@ func (l *Log) write(ctx context.Context, b *batch) error {
 	}
 	if len(b.recorded) > 0 {
 		l.tail.push(b.recorded)
-		select {
-		case l.notify <- struct{}{}:
-		default: // one is due
-		}
 	}
+	l.tell()
 	return nil
 }
 

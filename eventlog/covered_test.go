@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
@@ -35,7 +33,7 @@ func TestCovered(t *testing.T) {
 				case <-ctx.Done():
 					return ctx.Err()
 				}
-				b := &pgx.Batch{}
+				b := &eventlog.Writes{}
 				if batch[len(batch)-1].Stream == "queue/rows" {
 					b.Queue("insert into made values ($1)", batch[0].Position)
 				}

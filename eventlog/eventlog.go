@@ -11,7 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -103,7 +106,9 @@ type Log struct {
 	told   Options
 
 	queue    chan *request
-	notify   chan struct{}
+	notify   chan struct{} // there is something to tell other processes
+	heard    chan struct{} // another process has told something
+	heardAt  atomic.Int64  // when one did last, in Unix nanoseconds
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 	tail     tail
@@ -152,7 +157,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 	}
 	l := &Log{
 		pool: pool, owner: o.Owner, logger: o.Logger, told: o,
-		queue: make(chan *request, 1024), notify: make(chan struct{}, 1),
+		queue: make(chan *request, 1024), notify: make(chan struct{}, 1), heard: make(chan struct{}, 1),
 		waiting: map[uuid.UUID][]chan Outcome{},
 	}
 	var head int64
@@ -169,6 +174,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 	l.wg.Go(func() { l.writer(ctx) })
 	l.wg.Go(func() { l.notifier(ctx) })
 	l.wg.Go(func() { l.listener(ctx) })
+	l.wg.Go(func() { l.resolver(ctx) })
 	l.wg.Go(func() { l.renewer(ctx) })
 	l.wg.Go(func() { l.watcher(ctx) })
 	return l, nil
@@ -214,9 +220,6 @@ func (l *Log) Outcomes(ctx context.Context, ids ...uuid.UUID) (map[uuid.UUID]Out
 	return m, nil
 }
 
-// outcomePoll bounds how late the outcome of a command handled by another process is seen.
-const outcomePoll = 100 * time.Millisecond
-
 // Expect prepares to wait for the outcome of a command, before it is sent. The returned wait gives the outcome, whichever process
 // records it, or ctx's error; forget must be called once.
 func (l *Log) Expect(id uuid.UUID) (wait func(ctx context.Context) (Outcome, error), forget func()) {
@@ -225,34 +228,17 @@ func (l *Log) Expect(id uuid.UUID) (wait func(ctx context.Context) (Outcome, err
 	l.waiting[id] = append(l.waiting[id], ch)
 	l.mu.Unlock()
 	wait = func(ctx context.Context) (Outcome, error) {
-		poll := time.NewTicker(outcomePoll)
-		defer poll.Stop()
-		for {
-			select {
-			case o := <-ch:
-				return o, nil
-			case <-ctx.Done():
-				return Outcome{}, ctx.Err()
-			case <-poll.C:
-				found, err := l.Outcomes(ctx, id)
-				if err != nil {
-					return Outcome{}, err
-				}
-				if o, ok := found[id]; ok {
-					return o, nil
-				}
-			}
+		select {
+		case o := <-ch:
+			return o, nil
+		case <-ctx.Done():
+			return Outcome{}, ctx.Err()
 		}
 	}
 	forget = func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		left := l.waiting[id][:0]
-		for _, c := range l.waiting[id] {
-			if c != ch {
-				left = append(left, c)
-			}
-		}
+		left := slices.DeleteFunc(l.waiting[id], func(c chan Outcome) bool { return c == ch })
 		if l.waiting[id] = left; len(left) == 0 {
 			delete(l.waiting, id)
 		}
@@ -261,21 +247,20 @@ func (l *Log) Expect(id uuid.UUID) (wait func(ctx context.Context) (Outcome, err
 }
 
 // resolve tells those who wait in this process.
-func (l *Log) resolve(results []Result) {
+func (l *Log) resolve(o Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		return
-	}
-	for _, r := range results {
-		if r.Err != nil && !errors.Is(r.Err, ErrDuplicate) {
-			continue
-		}
-		for _, ch := range l.waiting[r.Outcome.Command] {
-			select {
-			case ch <- r.Outcome:
-			default: // has one already
-			}
+	for _, ch := range l.waiting[o.Command] {
+		select {
+		case ch <- o:
+		default: // has one already
 		}
 	}
+}
+
+// expected lists the commands whose outcomes somebody waits for.
+func (l *Log) expected() []uuid.UUID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.waiting))
 }

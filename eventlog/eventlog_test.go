@@ -12,7 +12,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wheelrefinery/refinery/eventlog"
@@ -240,8 +239,8 @@ func TestFollowerFencing(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `create table seen (position bigint primary key)`); err != nil {
 		t.Fatal(err)
 	}
-	insert := func(p int64) *pgx.Batch {
-		b := &pgx.Batch{}
+	insert := func(p int64) *eventlog.Writes {
+		b := &eventlog.Writes{}
 		b.Queue(`insert into seen values ($1)`, p)
 		return b
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -363,74 +362,6 @@ func (l *Log) next(ctx context.Context, name string, position int64, quiet time.
 			return nil, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		}
-	}
-}
-
-const (
-	channel       = "refinery_events"
-	notifyAtMost  = 5 * time.Millisecond // between two wake-ups of other processes
-	headPoll      = time.Second          // backs the wake-up
-	reconnectWait = 500 * time.Millisecond
-)
-
-// notifier wakes other processes after commits, on a connection of its own and never inside the append: a notify in a transaction takes
-// a database-wide lock at commit. Nor does it wait for the disk, which the next append wants: a wake-up that a crash takes is made up
-// for by the poll.
-func (l *Log) notifier(ctx context.Context) {
-	for {
-		select {
-		case <-l.notify:
-		case <-ctx.Done():
-			return
-		}
-		_, err := l.pool.Exec(ctx, `select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)`, channel, strconv.FormatInt(l.Head(), 10))
-		if err != nil && ctx.Err() == nil {
-			l.logger.Warn("other processes were not woken; they poll", "error", err)
-		}
-		pause(ctx, notifyAtMost)
-	}
-}
-
-// listener learns of what other processes append.
-func (l *Log) listener(ctx context.Context) {
-	for ctx.Err() == nil {
-		if err := l.listen(ctx); err != nil && ctx.Err() == nil {
-			l.logger.Warn("listening for events was interrupted", "error", err)
-			pause(ctx, reconnectWait)
-		}
-	}
-}
-
-func (l *Log) listen(ctx context.Context) error {
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	// A connection that listens must not go back to the pool.
-	c := conn.Hijack()
-	defer c.Close(context.WithoutCancel(ctx))
-	if _, err := c.Exec(ctx, `listen `+channel); err != nil {
-		return err
-	}
-	for {
-		var head int64
-		if err := c.QueryRow(ctx, `select position from head`).Scan(&head); err != nil {
-			return err
-		}
-		l.tail.saw(head)
-		poll, cancel := context.WithTimeout(ctx, headPoll)
-		n, err := c.WaitForNotification(poll)
-		cancel()
-		switch {
-		case err == nil:
-			if head, err := strconv.ParseInt(n.Payload, 10, 64); err == nil {
-				l.tail.saw(head)
-			}
-		case ctx.Err() != nil:
-			return nil
-		case !errors.Is(err, context.DeadlineExceeded):
-			return err
 		}
 	}
 }

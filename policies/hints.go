@@ -36,11 +36,15 @@ func Hints(o HintsOptions) eventlog.Follower {
 
 type hintsPolicy struct {
 	HintsOptions
-	matcher *hints.Matcher // nil: it must be made of what is known now
-	recipes map[string][]events.Recipe
+	checkpoint *eventlog.Checkpoint // that the matcher belongs to: another process may have followed since the one before
+	matcher    *hints.Matcher       // nil: it must be made of what is known now
+	recipes    map[string][]events.Recipe
 }
 
 func (p *hintsPolicy) apply(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
+	if c != p.checkpoint {
+		p.checkpoint, p.matcher = c, nil
+	}
 	var out []Message
 	for _, m := range batch {
 		switch e := m.Event.(type) {

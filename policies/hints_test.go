@@ -221,3 +221,49 @@ func TestCatalogue(t *testing.T) {
 		t.Error("an entry that says the same has another id")
 	}
 }
+
+// A process that follows again after another one did knows the hints of the meantime.
+func TestJudgeAfterAnother(t *testing.T) {
+	w := newWorld(t)
+	w.loop = true
+	hint := aHint("one", "first")
+	policy := Hints(HintsOptions{
+		Send: w.send, Most: 3, Wait: time.Second,
+		Known: func(context.Context, int64) ([]events.Hint, error) { return []events.Hint{hint}, nil },
+		Log: func(context.Context, string, int64) (io.Reader, int, error) {
+			return strings.NewReader("first\nsecond\n"), 1, nil
+		},
+	})
+	other := policy
+	other.Apply = func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
+		return c.Save(ctx, batch[len(batch)-1].Position, nil)
+	}
+	run := func(f eventlog.Follower, c commands.Command) {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.log.Run(ctx, f) }()
+		w.do(c)
+		w.settle(judging)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	for i, want := range []string{"one", "two"} {
+		name := fmt.Sprint("b", i)
+		w.do(commands.EnqueueBuild{Build: id(name), Sdist: sdist(name)})
+		a := w.lease(name)
+		run(policy, commands.FailBuild{Build: id(name), Attempt: a, Worker: "w", Class: events.ClassCompiler, Reason: "why"})
+		var got []string
+		for _, e := range w.stream(id(name).Stream()) {
+			if e, ok := e.(events.BuildHinted); ok && len(e.Hints) > 0 {
+				got = append(got, e.Hints[0].Hint)
+			}
+		}
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("build %d is judged by %v, want %s", i, got, want)
+		}
+		hint = aHint("two", "second")
+		run(other, commands.SaveHint{Hint: hint})
+	}
+}

@@ -31,7 +31,7 @@ type Leases struct {
 	logger *slog.Logger
 }
 
-// NewLeases makes the policy; Follower and Expire do its work.
+// NewLeases makes the policy; Follower does its work.
 func NewLeases(pool *pgxpool.Pool, send Send, logger *slog.Logger) *Leases {
 	return &Leases{pool, send, logger}
 }
@@ -47,9 +47,9 @@ type lease struct {
 // LeasesName is the name under which the policy follows the log.
 const LeasesName = "policy:leases"
 
-// Follower keeps the table of leases.
+// Follower keeps the table of leases, and takes back those that have run out.
 func (l *Leases) Follower() eventlog.Follower {
-	return eventlog.Follower{Name: LeasesName, Apply: l.apply}
+	return eventlog.Follower{Name: LeasesName, Apply: l.apply, Lead: l.takeBack}
 }
 
 func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
@@ -79,7 +79,7 @@ func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []even
 			cancel(m.Stream)
 		}
 	}
-	stmts := &pgx.Batch{}
+	w := &eventlog.Writes{}
 	var ended, streams, workers, gone []string
 	var attempts []int
 	var expires []time.Time
@@ -99,17 +99,17 @@ func (l *Leases) apply(ctx context.Context, c *eventlog.Checkpoint, batch []even
 		gone = append(gone, stream)
 	}
 	if len(gone) > 0 {
-		stmts.Queue(`update leases set cancelled = true where stream = any($1)`, gone)
+		w.Queue(`update leases set cancelled = true where stream = any($1)`, gone)
 	}
 	if len(ended) > 0 {
-		stmts.Queue(`delete from leases where stream = any($1)`, ended)
+		w.Queue(`delete from leases where stream = any($1)`, ended)
 	}
 	if len(streams) > 0 {
-		stmts.Queue(`insert into leases select * from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::boolean[])
+		w.Queue(`insert into leases select * from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::boolean[])
 			on conflict (stream) do update set attempt = excluded.attempt, worker = excluded.worker,
 				expires_at = excluded.expires_at, cancelled = excluded.cancelled`, streams, attempts, workers, expires, flags)
 	}
-	return c.Save(ctx, batch[len(batch)-1].Position, stmts)
+	return c.Save(ctx, batch[len(batch)-1].Position, w)
 }
 
 // Held says how a lease stands.
@@ -173,14 +173,14 @@ func (l *Leases) Beat(ctx context.Context, worker string, jobs []Job) ([]Held, e
 	return held, nil
 }
 
-// Expire takes back leases that have run out, until ctx ends. Any number of processes may do it: the commands are the same.
-func (l *Leases) Expire(ctx context.Context) error {
+// takeBack takes back leases that have run out, until ctx ends. Should two processes do it, their commands are the same.
+func (l *Leases) takeBack(ctx context.Context) {
 	wait := startGrace
 	for {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil
+			return
 		}
 		wait = expireEvery
 		if err := l.expire(ctx); err != nil && ctx.Err() == nil {

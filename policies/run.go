@@ -93,7 +93,7 @@ func (p *runsPolicy) save(ctx context.Context, c *eventlog.Checkpoint, position 
 			return err
 		}
 	}
-	stmts := &pgx.Batch{}
+	w := &eventlog.Writes{}
 	for _, r := range p.open {
 		if !r.dirty {
 			continue
@@ -102,13 +102,13 @@ func (p *runsPolicy) save(ctx context.Context, c *eventlog.Checkpoint, position 
 		if err != nil {
 			return fmt.Errorf("run %s: %w", r.Run, err)
 		}
-		stmts.Queue(`insert into open_runs values ($1, $2) on conflict (run) do update set state = excluded.state`, r.Run, state)
+		w.Queue(`insert into open_runs values ($1, $2) on conflict (run) do update set state = excluded.state`, r.Run, state)
 		r.dirty = false
 	}
 	for run := range closed {
-		stmts.Queue(`delete from open_runs where run = $1`, run)
+		w.Queue(`delete from open_runs where run = $1`, run)
 	}
-	return c.Save(ctx, position, stmts)
+	return c.Save(ctx, position, w)
 }
 
 func (p *runsPolicy) restore(ctx context.Context) error {

@@ -37,14 +37,14 @@ type Triggers struct {
 	sent    map[uuid.UUID]int // attempts that are on their way into the log
 }
 
-// NewTriggers makes the policy; Follower and Run do its work. due reads what must be called now, as new as the log is.
+// NewTriggers makes the policy; Follower does its work. due reads what must be called now, as new as the log is.
 func NewTriggers(webhook *Webhook, send Send, due func(context.Context) ([]DueTrigger, error), logger *slog.Logger) *Triggers {
 	return &Triggers{webhook, send, due, logger, make(chan struct{}, 1), nil}
 }
 
-// Follower wakes Run as soon as somebody asks.
+// Follower calls; it looks as soon as somebody asks.
 func (t *Triggers) Follower() eventlog.Follower {
-	return eventlog.Follower{Name: triggerName, Apply: func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
+	return eventlog.Follower{Name: triggerName, Lead: t.run, Apply: func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
 		for _, m := range batch {
 			if e, ok := m.Event.(events.TriggerRequested); ok && !e.Local {
 				select {
@@ -57,8 +57,8 @@ func (t *Triggers) Follower() eventlog.Follower {
 	}}
 }
 
-// Run calls until ctx ends. What it is told of an attempt that is recorded already changes nothing.
-func (t *Triggers) Run(ctx context.Context) error {
+// run calls until ctx ends. What it is told of an attempt that is recorded already changes nothing.
+func (t *Triggers) run(ctx context.Context) {
 	for {
 		if err := t.round(ctx); err != nil && ctx.Err() == nil {
 			t.logger.Warn("the webhook's calls wait; trying again", "error", err)
@@ -67,7 +67,7 @@ func (t *Triggers) Run(ctx context.Context) error {
 		case <-t.asked:
 		case <-time.After(triggerPoll):
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

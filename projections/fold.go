@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/wheelrefinery/refinery/eventlog"
@@ -99,10 +98,10 @@ type fold struct {
 	parked   map[string]parking
 }
 
-// restart forgets what was known of the database, and learns again what is parked.
-func (f *fold) restart(ctx context.Context, q Querier, schema string) error {
+// restart forgets what was known of the database, and learns again what is parked. empty: its tables are.
+func (f *fold) restart(ctx context.Context, q Querier, schema string, empty bool) error {
 	for _, t := range f.tables {
-		t.reset()
+		t.reset(empty)
 	}
 	letters, err := Query[DeadLetter](ctx, q, "from "+schema+".dead_letters order by position")
 	if err != nil {
@@ -187,7 +186,7 @@ func (g *generation) apply(ctx context.Context, c *eventlog.Checkpoint, batch []
 		if err := g.check(ctx); err != nil {
 			return err
 		}
-		if err := g.fold.restart(ctx, g.db, g.schema); err != nil {
+		if err := g.fold.restart(ctx, g.db, g.schema, c.Position() == 0); err != nil {
 			return err
 		}
 		g.checkpoint = c
@@ -234,13 +233,22 @@ func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, position 
 }
 
 func (f *fold) write(ctx context.Context, c *eventlog.Checkpoint, position int64, schema string) error {
-	stmts := &pgx.Batch{}
+	w, err := f.writes(schema)
+	if err != nil {
+		return err
+	}
+	return c.Save(ctx, position, w)
+}
+
+// writes is what the events that were folded last do to the tables.
+func (f *fold) writes(schema string) (*eventlog.Writes, error) {
+	w := &eventlog.Writes{}
 	for _, t := range f.tables {
-		if err := t.write(stmts, schema); err != nil {
-			return err
+		if err := t.write(w, schema); err != nil {
+			return nil, err
 		}
 	}
-	return c.Save(ctx, position, stmts)
+	return w, nil
 }
 
 // refused tells an error that is the data's fault, by SQLSTATE class: data exception, constraint, program limit.

@@ -61,7 +61,7 @@ func (r *Runner) operate(ctx context.Context, p projection, e events.ProjectionE
 // is fenced, and learns anew what is parked. Doing it again does nothing more.
 func (r *Runner) mend(ctx context.Context, p projection, position int64, skip bool) error {
 	defer r.log.Touch(p.name) // answers that are kept of it are old, even where it is not known whether the transaction was committed
-	return r.locked(ctx, func(tx pgx.Tx) error {
+	return r.locked(ctx, p.name, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `update followers set epoch = epoch + 1 where name = $1`, p.name); err != nil {
 			return err
 		}
@@ -119,13 +119,11 @@ func (f *fold) again(ctx context.Context, tx pgx.Tx, schema string, m events.Rec
 		return p.why, nil
 	}
 	err = pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
-		stmts := &pgx.Batch{}
-		for _, t := range f.tables {
-			if err := t.write(stmts, schema); err != nil {
-				return err
-			}
+		w, err := f.writes(schema)
+		if err != nil {
+			return err
 		}
-		return tx.SendBatch(ctx, stmts).Close()
+		return w.Run(ctx, tx)
 	})
 	if pg, ok := refused(err); ok {
 		return pg.Message, nil

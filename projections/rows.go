@@ -156,18 +156,55 @@ func array(t reflect.Type, n int, at func(int) reflect.Value) (any, error) {
 	}
 	texts := make(pgtype.FlatArray[string], n)
 	for i := range n {
-		v := at(i)
-		if v.Kind() == reflect.Slice && v.Len() == 0 {
-			texts[i] = "[]"
-			continue
-		}
-		data, err := json.Marshal(v.Interface())
+		text, err := jsonOf(at(i))
 		if err != nil {
-			return nil, fmt.Errorf("encode %s: %w", t, err)
+			return nil, err
 		}
-		texts[i] = string(data)
+		texts[i] = text
 	}
 	return texts, nil
+}
+
+func jsonOf(v reflect.Value) (string, error) {
+	if v.Kind() == reflect.Slice && v.Len() == 0 {
+		return "[]", nil
+	}
+	data, err := json.Marshal(v.Interface())
+	if err != nil {
+		return "", fmt.Errorf("encode %s: %w", v.Type(), err)
+	}
+	return string(data), nil
+}
+
+// copying is rows as COPY takes them.
+type copying struct {
+	columns []column
+	rows    reflect.Value
+	next    int
+	values  []any
+	err     error
+}
+
+func (c *copying) Next() bool { c.next++; return c.next <= c.rows.Len() }
+func (c *copying) Err() error { return c.err }
+
+func (c *copying) Values() ([]any, error) {
+	row := c.rows.Index(c.next - 1)
+	for i, col := range c.columns {
+		switch v := row.FieldByIndex(col.index); x := v.Addr().Interface().(type) {
+		case *time.Time:
+			c.values[i] = pgtype.Timestamptz{Time: *x, Valid: !x.IsZero()}
+		case *uuid.UUID:
+			c.values[i] = pgtype.UUID{Bytes: *x, Valid: *x != uuid.UUID{}}
+		default:
+			if plain(v.Type()) {
+				c.values[i] = v.Interface()
+			} else if c.values[i], c.err = jsonOf(v); c.err != nil {
+				return nil, c.err
+			}
+		}
+	}
+	return c.values, nil
 }
 
 func fill[V any](n int, at func(int) V) pgtype.FlatArray[V] {

@@ -54,7 +54,7 @@ func (r *Runner) Wait(ctx context.Context, position int64) error {
 }
 
 const (
-	setupLock = eventlog.AppendLock + 1 // makes, drops and swaps generations one at a time
+	setupLock = 7236837 // with a projection's name: makes, drops and swaps its generations one at a time
 	retryWait = time.Second
 	next      = "_next" // schema and follower of a generation that is being filled
 	old       = "_old"  // schema of the generation before
@@ -62,33 +62,34 @@ const (
 
 // Setup makes the tables of projections that have none, empty. Run does it too; a process that only reads needs no other start.
 func (r *Runner) Setup(ctx context.Context) error {
-	return r.locked(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `create table if not exists projections (
+	err := r.locked(ctx, "", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `create table if not exists projections (
 			name text primary key, -- of the schema
 			generation bigint not null,
 			hash text not null -- of what made it: another hash means that it must be made again
-		)`); err != nil {
-			return err
+		)`)
+		return err
+	})
+	for _, p := range r.projections {
+		if err == nil {
+			_, err = r.stored(ctx, r.pool, p.name)
 		}
-		for _, p := range r.projections {
-			if _, err := r.stored(ctx, tx, p.name); !errors.Is(err, pgx.ErrNoRows) {
-				if err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			err = r.locked(ctx, p.name, func(tx pgx.Tx) error {
+				if _, err := r.stored(ctx, tx, p.name); !errors.Is(err, pgx.ErrNoRows) {
 					return err
 				}
-				continue
-			}
-			if err := create(ctx, tx, p, p.name, 1, true); err != nil {
-				return err
-			}
+				return create(ctx, tx, p, p.name, 1, true)
+			})
 		}
-		return nil
-	})
+	}
+	return err
 }
 
-// locked runs f in a transaction, one at a time over all processes.
-func (r *Runner) locked(ctx context.Context, f func(pgx.Tx) error) error {
+// locked runs f in a transaction, one at a time for each projection over all processes.
+func (r *Runner) locked(ctx context.Context, projection string, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, setupLock); err != nil {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1, hashtext($2))`, setupLock, projection); err != nil {
 			return err
 		}
 		return f(tx)
@@ -221,7 +222,7 @@ func (r *Runner) Rebuild(ctx context.Context, name string) error {
 
 // prepare makes the empty next generation. One that is there already and of the same definition stays, unless fresh.
 func (r *Runner) prepare(ctx context.Context, p projection, fresh bool) error {
-	return r.locked(ctx, func(tx pgx.Tx) error {
+	return r.locked(ctx, p.name, func(tx pgx.Tx) error {
 		live, err := r.stored(ctx, tx, p.name)
 		if err != nil {
 			return err
@@ -264,7 +265,7 @@ func (r *Runner) rebuild(ctx context.Context, p projection) error {
 		return fmt.Errorf("rebuild %s: %w", p.name, err)
 	}
 	// Run may have made the follower's row again after the swap took it away.
-	return r.locked(ctx, func(tx pgx.Tx) error {
+	return r.locked(ctx, p.name, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `delete from followers where name = $1 and not exists (select from projections where name = $1)`, p.name+next)
 		return err
 	})
@@ -309,7 +310,7 @@ func (r *Runner) fill(ctx context.Context, p projection) error {
 }
 
 func (r *Runner) index(ctx context.Context, p projection) error {
-	return r.locked(ctx, func(tx pgx.Tx) error {
+	return r.locked(ctx, p.name, func(tx pgx.Tx) error {
 		if _, err := r.stored(ctx, tx, p.name+next); err != nil {
 			if errors.Is(err, pgx.ErrNoRows) {
 				return nil
@@ -332,7 +333,7 @@ func (r *Runner) index(ctx context.Context, p projection) error {
 func (r *Runner) swap(ctx context.Context, p projection) error {
 	ctx, cancel := context.WithTimeout(ctx, swapWait)
 	defer cancel()
-	err := r.locked(ctx, func(tx pgx.Tx) error {
+	err := r.locked(ctx, p.name, func(tx pgx.Tx) error {
 		if _, err := r.stored(ctx, tx, p.name+next); err != nil {
 			if errors.Is(err, pgx.ErrNoRows) {
 				return nil

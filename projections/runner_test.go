@@ -131,46 +131,66 @@ func TestAnEventCostsOneRoundTripForEachProjectionThatItConcerns(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	log := openLog(t, pool)
-	t.Cleanup(log.Close)
-	r, w := New(log, pool, slog.New(slog.DiscardHandler)), &writer{log, map[string]int64{}}
-	feed(t, r)
-	ctx := within(t, 20*time.Second)
-	do := func(f fact) (reads, batches int64) {
-		reads, batches = sent.reads.Load(), sent.batches.Load()
-		if err := r.Wait(ctx, w.append(t, f)); err != nil {
-			t.Fatal(err)
-		}
-		return sent.reads.Load() - reads, sent.batches.Load() - batches
+	versions := map[string]int64{}
+	other := func(name string) events.BuildID {
+		return events.BuildID{Name: name, Version: "1.0", PythonTag: flask.PythonTag, PlatformTag: flask.PlatformTag}
 	}
 	life := func(id events.BuildID) []fact {
 		return build(id,
 			events.BuildPlanned{}, events.BuildQueued{Run: runA}, events.BuildLeased{Attempt: 1}, events.BuildStarted{Attempt: 1},
 			events.BuildReleased{Attempt: 1}, events.BuildLeased{Attempt: 2}, events.BuildSucceeded{Attempt: 2})
 	}
-	for _, f := range life(flask) { // warms the rows that all builds share
-		do(f)
-	}
-	for _, f := range life(jinja) {
-		reads, batches := do(f)
-		want := map[string]int64{
-			"build.planned.v1": 2, "build.queued.v1": 3, "build.leased.v1": 3, "build.started.v1": 2,
-			"build.released.v1": 5, "build.succeeded.v1": 5,
-		}[f.event.Name()]
-		// Before its first event it is not known whether a run waits for it, nor what there is of its project; nor how long others of the
-		// project took, before it is built.
-		switch f.event.Name() {
-		case "build.planned.v1":
-			reads -= 2
-		case "build.succeeded.v1":
-			reads--
-		}
-		if reads != 0 || batches != want {
-			t.Errorf("%s: %d reads and %d saves, want %d saves only", f.event.Name(), reads, batches, want)
-		}
-	}
-	if reads, batches := do(fact{events.WorkerStream("w"), events.WorkerRegistered{}}); reads != 1 || batches != 1 {
-		t.Errorf("an event that concerns one: %d reads, %d saves", reads, batches)
+	for _, process := range []struct {
+		name           string
+		warm, build    events.BuildID
+		worker         string
+		planned, built int64 // reads
+		registered     int64
+	}{
+		// What it has not written itself is not there.
+		{name: "from the start of the log", warm: flask, build: jinja, worker: "w"},
+		// Before a build's first event it is not known whether a run waits for it, nor what there is of its project; nor how long others
+		// of the project took, before it is built.
+		{name: "after a restart", warm: other("markupsafe"), build: other("werkzeug"), worker: "v", planned: 2, built: 1, registered: 1},
+	} {
+		t.Run(process.name, func(t *testing.T) {
+			log := openLog(t, pool)
+			t.Cleanup(log.Close)
+			r, w := New(log, pool, slog.New(slog.DiscardHandler)), &writer{log, versions}
+			feed(t, r)
+			ctx := within(t, 20*time.Second)
+			do := func(f fact) (reads, batches int64) {
+				reads, batches = sent.reads.Load(), sent.batches.Load()
+				if err := r.Wait(ctx, w.append(t, f)); err != nil {
+					t.Fatal(err)
+				}
+				return sent.reads.Load() - reads, sent.batches.Load() - batches
+			}
+			for _, f := range life(process.warm) { // warms the rows that all builds share
+				do(f)
+			}
+			for _, f := range life(process.build) {
+				reads, batches := do(f)
+				want := map[string]int64{
+					"build.planned.v1": 2, "build.queued.v1": 3, "build.leased.v1": 3, "build.started.v1": 2,
+					"build.released.v1": 5, "build.succeeded.v1": 5,
+				}[f.event.Name()]
+				var look int64
+				switch f.event.Name() {
+				case "build.planned.v1":
+					look = process.planned
+				case "build.succeeded.v1":
+					look = process.built
+				}
+				if reads != look || batches != want {
+					t.Errorf("%s: %d reads and %d saves, want %d and %d", f.event.Name(), reads, batches, look, want)
+				}
+			}
+			reads, batches := do(fact{events.WorkerStream(process.worker), events.WorkerRegistered{}})
+			if reads != process.registered || batches != 1 {
+				t.Errorf("an event that concerns one: %d reads, %d saves", reads, batches)
+			}
+		})
 	}
 }
 

@@ -1,8 +1,12 @@
 package projections
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/wheelrefinery/refinery/events"
 )
@@ -21,6 +25,20 @@ type WorkerRow struct {
 
 // Key is the worker's id.
 func (w WorkerRow) Key() string { return w.ID }
+
+// WorkerTags reads which pairs of tags the workers have that were here in the last day, python and platform.
+func WorkerTags(ctx context.Context, q Querier) ([][2]string, error) {
+	rows, err := q.Query(ctx, `select distinct python_tag, platform_tag from workers.workers w left join workers_seen s on s.worker = w.id
+		where coalesce(s.seen_at, w.registered_at) > now() - interval '1 day' order by 1, 2`)
+	if err != nil {
+		return nil, fmt.Errorf("read the workers' tags: %w", err)
+	}
+	tags, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (t [2]string, err error) { return t, row.Scan(&t[0], &t[1]) })
+	if err != nil {
+		return nil, fmt.Errorf("read the workers' tags: %w", err)
+	}
+	return tags, nil
+}
 
 type workerTables struct{ workers *table[string, WorkerRow] }
 

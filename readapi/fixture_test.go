@@ -85,8 +85,8 @@ func start(t testing.TB) *fixture {
 			return o, ok, err
 		},
 		Ready: func(context.Context) []api.Part { return []api.Part{{Name: "postgres", Status: api.Ok}} },
-		Config: func() api.Config {
-			return api.Config{QueueBackend: "file", Environment: map[string]string{}, Limits: map[string]int64{}, Versions: map[string]string{}}
+		Config: func(context.Context) (api.Config, error) {
+			return api.Config{QueueBackend: "file", Environment: map[string]string{}, Limits: map[string]int64{}, Versions: map[string]string{}}, nil
 		},
 		URL: base + "/",
 	}

@@ -48,8 +48,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Ready says how each part stands.
 	Ready  func(ctx context.Context) []api.Part
-	Config func() api.Config // without credentials
-	URL    string            // of the API, the base of links; empty: links are paths
+	Config func(ctx context.Context) (api.Config, error) // without credentials
+	URL    string                                        // of the API, the base of links; empty: links are paths
 }
 
 // Server implements the operations of the contract that are tagged read.

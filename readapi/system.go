@@ -30,8 +30,12 @@ func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api
 }
 
 // GetConfig answers GET /config.
-func (s *Server) GetConfig(context.Context, api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
-	return api.GetConfig200JSONResponse(s.o.Config()), nil
+func (s *Server) GetConfig(ctx context.Context, _ api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
+	c, err := s.o.Config(ctx)
+	if err != nil {
+		return nil, trouble(ctx, err)
+	}
+	return api.GetConfig200JSONResponse(c), nil
 }
 
 // GetCommand answers GET /commands/{id}. Until it is handled, a command cannot be told from one that nobody sent: both are pending.

@@ -34,7 +34,7 @@ func buildAnswer(id events.BuildID, b commands.Build) api.BuildAnswer {
 func (s *Server) Enqueue(ctx context.Context, r api.EnqueueRequestObject) (api.EnqueueResponseObject, error) {
 	b := r.Body
 	if b.PythonTag == "" || b.PlatformTag == "" {
-		python, platform, err := s.tags()
+		python, platform, err := s.tags(ctx)
 		if err != nil {
 			return nil, err
 		}

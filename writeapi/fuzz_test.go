@@ -65,7 +65,7 @@ func FuzzSubmitRun(f *testing.F) {
 		Await: func(uuid.UUID) (func(context.Context) (eventlog.Outcome, error), func()) {
 			return func(context.Context) (eventlog.Outcome, error) { return eventlog.Outcome{}, context.DeadlineExceeded }, func() {}
 		},
-		Wheels: store, IndexURL: func() string { return "" }, Logger: slog.New(slog.DiscardHandler),
+		Wheels: store, IndexURL: func(context.Context) (string, error) { return "", nil }, Logger: slog.New(slog.DiscardHandler),
 	})}, http.NotFoundHandler())
 	if err != nil {
 		f.Fatal(err)

@@ -179,6 +179,15 @@ func start(t *testing.T, g gate) *plane {
 			}, forget
 		},
 		Jobs: p.jobs,
+		Tags: func(ctx context.Context) (all []writeapi.Tags, err error) {
+			recorded, err := log.Read(ctx, 0, 1000)
+			for _, r := range recorded {
+				if e, ok := r.Event.(events.WorkerRegistered); ok && !slices.Contains(all, writeapi.Tags{Python: e.PythonTag, Platform: e.PlatformTag}) {
+					all = append(all, writeapi.Tags{Python: e.PythonTag, Platform: e.PlatformTag})
+				}
+			}
+			return all, err
+		},
 		Beat: func(ctx context.Context, worker string, held []writeapi.Lease) ([]api.JobAction, error) {
 			list := make([]policies.Job, len(held))
 			for i, l := range held {
@@ -198,7 +207,7 @@ func start(t *testing.T, g gate) *plane {
 		Matching: func(context.Context, api.BulkFilter, []api.BuildStatus, int) ([]events.BuildID, int64, error) {
 			return []events.BuildID{markup}, 10_001, nil
 		},
-		Wheels: store, LeaseTime: time.Minute, IndexURL: func() string { return "http://localhost/simple/" }, Logger: logger,
+		Wheels: store, LeaseTime: time.Minute, IndexURL: func(context.Context) (string, error) { return "http://localhost/simple/", nil }, Logger: logger,
 	}
 	if g.await != nil {
 		o.Await = g.await

@@ -35,6 +35,8 @@ type Options struct {
 	// forget is called once, when nobody waits any more.
 	Await func(id uuid.UUID) (wait func(context.Context) (eventlog.Outcome, error), forget func())
 	Jobs  Jobs
+	// Tags reads which pairs of tags the workers of late have.
+	Tags func(ctx context.Context) ([]Tags, error)
 	// Matching finds the builds that f means and that have one of these statuses, at most most, and counts all of them.
 	Matching func(ctx context.Context, f api.BulkFilter, statuses []api.BuildStatus, most int) (ids []events.BuildID, total int64, err error)
 	// Beat extends the leases that worker holds and says how each of them stands.
@@ -53,9 +55,12 @@ type Options struct {
 	// LeaseTime is how long a lease holds without a heartbeat.
 	LeaseTime time.Duration
 	// IndexURL is the refinery's own index, as workers reach it; it may hold a password that lasts as long as a job.
-	IndexURL func() string
+	IndexURL func(context.Context) (string, error)
 	Logger   *slog.Logger
 }
+
+// Tags are those of a worker.
+type Tags struct{ Python, Platform string }
 
 // Sending is a command with what travels with it.
 type Sending struct {

@@ -103,8 +103,12 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 	// It goes on when the worker goes: a lease that nobody knows of would last its whole time.
 	sure := context.WithoutCancel(ctx)
 	expires := time.Now().Add(s.LeaseTime).UTC().Truncate(time.Microsecond)
+	index, err := s.IndexURL(ctx)
+	if err != nil {
+		return api.Answer{}, err
+	}
 	job := api.Job{
-		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: s.IndexURL(), RunID: c.Run,
+		Attempt: c.Attempts + 1, ExpiresAt: expires, LeaseSeconds: int(s.LeaseTime.Seconds()), IndexURL: index, RunID: c.Run,
 	}
 	var cmd commands.Command
 	var release func(attempt int) commands.Command
@@ -168,7 +172,7 @@ func (s *Server) lease(ctx context.Context, w Worker, c *Candidate) (api.Answer,
 // mostWorkers bounds the memory of registered workers.
 const mostWorkers = 10_000
 
-// register records what a worker can do, when that is new here.
+// register records what a worker can do, when that is new to this process.
 func (s *Server) register(ctx context.Context, b *api.LeaseRequest) error {
 	c := commands.RegisterWorker{
 		Worker: b.Worker, PythonTag: b.PythonTag, PlatformTag: b.PlatformTag, Slots: b.Slots, Version: b.Version, Host: b.Host,
@@ -179,7 +183,10 @@ func (s *Server) register(ctx context.Context, b *api.LeaseRequest) error {
 	if known {
 		return nil
 	}
-	if err := s.store(ctx, fresh(ctx, b.Worker), c); err != nil {
+	if _, err := s.outcome(ctx, fresh(ctx, b.Worker), c, false); err != nil {
+		if _, ok := errors.AsType[*pending](err); ok {
+			return nil // it is stored, and leasing waits for no read model
+		}
 		return err
 	}
 	s.mu.Lock()
@@ -191,29 +198,18 @@ func (s *Server) register(ctx context.Context, b *api.LeaseRequest) error {
 	return nil
 }
 
-// tags returns the tags of the workers that were here, where all have the same.
-func (s *Server) tags() (python, platform string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range s.workers {
-		if python != "" && (python != w.PythonTag || platform != w.PlatformTag) {
-			return "", "", fault.New(fault.Invalid, "Give python_tag and platform_tag: the workers have different ones.")
-		}
-		python, platform = w.PythonTag, w.PlatformTag
-	}
-	if python == "" {
+// tags returns the tags of the workers, where all have the same.
+func (s *Server) tags(ctx context.Context) (python, platform string, err error) {
+	all, err := s.Tags(ctx)
+	switch {
+	case err != nil:
+		return "", "", err
+	case len(all) == 0:
 		return "", "", fault.New(fault.Invalid, "Give python_tag and platform_tag, such as cp311 and linux_x86_64: no worker has been here that could say its own.")
+	case len(all) > 1:
+		return "", "", fault.New(fault.Invalid, "Give python_tag and platform_tag: the workers have different ones.")
 	}
-	return python, platform, nil
-}
-
-// Target is the tags of the workers that were here, where all have the same, and nothing otherwise.
-func (s *Server) Target() (python, platform string) {
-	python, platform, err := s.tags()
-	if err != nil {
-		return "", ""
-	}
-	return python, platform
+	return all[0].Python, all[0].Platform, nil
 }
 
 // heartbeatSeconds is how often a worker sends a heartbeat.

@@ -16,7 +16,7 @@ const (
 	// standbyInterval is how often a process that does not consume for its group tries to.
 	standbyInterval = 25 * time.Millisecond
 	// pollActive and pollIdle bound how often the topic is read for what other processes have published.
-	pollActive = 5 * time.Millisecond
+	pollActive = time.Millisecond
 	pollIdle   = 25 * time.Millisecond
 	// offsetInterval is how often, at most, an offset is written.
 	offsetInterval = 100 * time.Millisecond

@@ -56,6 +56,16 @@ func (b *fileBus) names() ([]string, error) {
 	return names, nil
 }
 
+// published is when the first message at a position or after it was published; zero: there is none.
+func (t *topic) published(position int64) (time.Time, error) {
+	c := newCursor(t, position)
+	r, _, err := c.read()
+	if err = errors.Join(err, c.close()); err != nil || r == nil {
+		return time.Time{}, err
+	}
+	return r.Time, nil
+}
+
 func (t *topic) stats() ([]bus.Stats, error) {
 	bases, err := t.segments()
 	if err != nil {
@@ -89,7 +99,11 @@ func (t *topic) stats() ([]bus.Stats, error) {
 			}
 		}
 		t.mu.Unlock()
-		s.Bytes = max(0, end-max(offset, first))
+		if s.Bytes = max(0, end-max(offset, first)); s.Bytes > 0 && s.Oldest.IsZero() {
+			if s.Oldest, err = t.published(offset); err != nil {
+				return nil, err
+			}
+		}
 		all = append(all, s)
 	}
 	return all, nil

@@ -65,3 +65,49 @@ func TestCheck(t *testing.T) {
 		t.Errorf("a closed bus: %v", err)
 	}
 }
+
+// A process that does not consume for a group, since another one does or none, knows how long it has waited.
+func TestStatsOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	open := func() bus.Bus {
+		b, err := Open(dir, bustest.Quiet(t).Logger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+		return b
+	}
+	here, there := open(), open()
+	sub, err := there.Subscriber("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := sub.Subscribe(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := here.Publish("t", bus.NewMessage("id", "key", []byte("payload"))); err != nil {
+		t.Fatal(err)
+	}
+	m := <-in
+	stats := func() bus.Stats {
+		all, err := here.Stats()
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		return all[0]
+	}
+	if s := stats(); s.Bytes == 0 || s.Unacked != 0 || s.Oldest.Before(begin.Add(-time.Second)) || s.Oldest.After(time.Now()) {
+		t.Errorf("while it waits: %+v", s)
+	}
+	m.Ack()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if s := stats(); s.Bytes == 0 && s.Oldest.IsZero() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after it: %+v", stats())
+		}
+	}
+}

@@ -58,6 +58,11 @@ var serial atomic.Int64
 
 func (p *plane) load(b *testing.B, clients int, window time.Duration, prefer string, want int) load {
 	b.Helper()
+	return loadAt(b, p.url(), clients, window, prefer, want)
+}
+
+func loadAt(b *testing.B, url string, clients int, window time.Duration, prefer string, want int) load {
+	b.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: clients}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
@@ -71,10 +76,10 @@ func (p *plane) load(b *testing.B, clients int, window time.Duration, prefer str
 			for time.Since(begin) < window {
 				var r *http.Request
 				if want == http.StatusOK {
-					r, _ = http.NewRequest(http.MethodGet, p.url()+"/health", nil)
+					r, _ = http.NewRequest(http.MethodGet, url+"/health", nil)
 				} else {
 					body := fmt.Sprintf(`{"package":"bench-%d","version":"1.0","python_tag":"cp311","platform_tag":"linux_x86_64"}`, serial.Add(1))
-					r, _ = http.NewRequest(http.MethodPost, p.url()+"/queue/enqueue", bytes.NewReader([]byte(body)))
+					r, _ = http.NewRequest(http.MethodPost, url+"/queue/enqueue", bytes.NewReader([]byte(body)))
 					r.Header.Set("Content-Type", "application/json")
 					if prefer != "" {
 						r.Header.Set("Prefer", prefer)

@@ -36,6 +36,7 @@ type controlSettings struct {
 	UIAddr                string        `env:"UI_ADDR" default:"127.0.0.1:3000" placeholder:"HOST:PORT" help:"Where the page listens; empty: no page."`
 	MaxAttempts           int           `env:"MAX_ATTEMPTS" default:"3" help:"Attempts of a build that may fail, where hints bring recipes that may mend it. 1: none is tried again."`
 	KeepOutcomes          time.Duration `env:"KEEP_OUTCOMES" default:"720h" help:"How long the outcomes of commands are kept, and so idempotency keys hold."`
+	Roles                 []string      `kong:"-" env:"ROLES"` // of allRoles; none: all of them
 	PublicURL             string        `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
 }
 

@@ -35,6 +35,7 @@ var _ api.StrictServerInterface = server{}
 
 // handler makes the HTTP handler of API and index.
 func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
+	p.log.Watch(append(p.covering(), projections.OperatorsName)...)
 	host, _, err := net.SplitHostPort(p.HTTPAddr)
 	if err != nil {
 		return nil, err
@@ -55,7 +56,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 			}
 			return p.send(ctx, messages)
 		},
-		Await: p.await, Jobs: newJobs(p.log, p.reads), Beat: p.beat,
+		Await: p.await, Jobs: newJobs(p.log, p.reads), Tags: p.tags, Beat: p.beat,
 		Cleared: func(ctx context.Context, position int64) (int, error) {
 			return projections.ClearCount(ctx, p.reads, position)
 		},
@@ -68,7 +69,10 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 	covered := func(models ...string) (int64, uint64) { return p.log.Covered(p.models(models)...) }
 	read := readapi.New(readapi.Options{
 		Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Ready: checker.Check, Covered: covered, Status: p.read.Status,
-		Config: func() api.Config { return p.config(write.Target()) },
+		Config: func(ctx context.Context) (api.Config, error) {
+			tags, err := p.tags(ctx)
+			return p.config(tags), err
+		},
 		Wait: func(ctx context.Context, position int64, models ...string) error {
 			return p.log.WaitFor(ctx, position, p.models(models)...)
 		},
@@ -79,6 +83,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 			p.metrics.Request(info, status, took)
 			p.tracer.Answered(r.Context(), info, status)
 		},
+		Absent:   p.absent(),
 		Loopback: host == "localhost" || ip != nil && ip.IsLoopback(),
 	}, server{read, write}, index.New(p.reads, wheels))
 	return p.tracer.HTTP(h), err

@@ -41,7 +41,7 @@ const requirements = "markupsafe==3.0.2\nitsdangerous==2.2.0\n"
 
 // program is a refinery on a data folder of its own, and a durable Postgres that the test can look into.
 type program struct {
-	t        *testing.T
+	t        testing.TB
 	dir, dsn string
 	api, ui  string
 }
@@ -170,7 +170,7 @@ func (p *program) ready() error {
 	return err
 }
 
-func eventually(t *testing.T, most time.Duration, f func() error) {
+func eventually(t testing.TB, most time.Duration, f func() error) {
 	t.Helper()
 	var err error
 	for begin := time.Now(); time.Since(begin) < most; time.Sleep(50 * time.Millisecond) {
@@ -364,8 +364,9 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
-// Two programs on one data folder would spoil each other's. What serves logs to stderr, for whoever started it to keep.
-func TestOneAtATime(t *testing.T) {
+// Several programs share a data folder where they share a database elsewhere; one with a database of its own in it would spoil theirs.
+// What serves logs to stderr, for whoever started it to keep.
+func TestSharedFolder(t *testing.T) {
 	p := newProgram(t)
 	first := p.command("serve")
 	var log strings.Builder
@@ -384,7 +385,7 @@ func TestOneAtATime(t *testing.T) {
 	}()
 	eventually(t, 30*time.Second, func() error { return p.ready() })
 	second := p.command("serve")
-	second.Env = append(second.Env, "HTTP_ADDR="+freeAddr(t), "UI_ADDR="+freeAddr(t))
+	second.Env = append(second.Env, "HTTP_ADDR="+freeAddr(t), "UI_ADDR=", "POSTGRES_DSN=")
 	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "another refinery runs on") {
 		t.Errorf("the second: %v %s", err, out)
 	}

@@ -27,6 +27,16 @@ func (p *plane) fresh(ctx context.Context, names ...string) error {
 	return ctx.Err()
 }
 
+// tags reads which tags the workers of late have.
+func (p *plane) tags(ctx context.Context) ([]writeapi.Tags, error) {
+	pairs, err := projections.WorkerTags(ctx, p.reads)
+	all := make([]writeapi.Tags, len(pairs))
+	for i, t := range pairs {
+		all[i] = writeapi.Tags{Python: t[0], Platform: t[1]}
+	}
+	return all, err
+}
+
 func (p *plane) matching(ctx context.Context, f api.BulkFilter, statuses []api.BuildStatus, most int) ([]events.BuildID, int64, error) {
 	if err := p.fresh(ctx, "builds"); err != nil {
 		return nil, 0, err

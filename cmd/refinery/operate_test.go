@@ -29,11 +29,17 @@ type control struct {
 
 func startControl(t *testing.T, change ...func(*controlSettings)) *control {
 	t.Helper()
-	c := controlSettings{PostgresDSN: pgtest.DSN(t), QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour, MaxAttempts: 1}
+	return startControlIn(t, t.TempDir(), pgtest.DSN(t), change...)
+}
+
+// startControlIn starts one of several that share a folder and a database.
+func startControlIn(t *testing.T, dir, dsn string, change ...func(*controlSettings)) *control {
+	t.Helper()
+	c := controlSettings{PostgresDSN: dsn, QueueBackend: "file", HTTPAddr: freeAddr(t), KeepOutcomes: time.Hour, MaxAttempts: 1}
 	for _, f := range change {
 		f(&c)
 	}
-	p, err := startPlane(t.Context(), c, t.TempDir(), slog.New(slog.DiscardHandler))
+	p, err := startPlane(t.Context(), c, dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,8 +96,13 @@ func (c *control) enqueue(name string, priority int) {
 // lease takes the next job as worker; "": there is none.
 func (c *control) lease(worker string) (name string, attempt int) {
 	c.Helper()
+	return c.leaseWithin(worker, 0)
+}
+
+func (c *control) leaseWithin(worker string, seconds int) (name string, attempt int) {
 	body, err := json.Marshal(api.LeaseRequest{
 		Worker: worker, Slots: 1, PythonTag: "cp311", PlatformTag: "linux_x86_64", PythonVersion: "3.11.7", Kinds: []api.JobKind{api.JobKindBuild},
+		WaitSeconds: seconds,
 	})
 	if err != nil {
 		c.Fatal(err)

@@ -17,7 +17,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/transport"
@@ -84,7 +83,10 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	}
 	p.onStop(p.tracer.Close)
 	p.metrics = metrics.New(version, p.sources(), logger)
-	instance, err := p.lock()
+	if err := p.lock(); err != nil {
+		return nil, err
+	}
+	name, err := p.name()
 	if err != nil {
 		return nil, err
 	}
@@ -108,10 +110,13 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { p.reads.Close(); return nil })
+	if err := p.admit(); err != nil {
+		return nil, err
+	}
 	if p.facts, err = lookUp(ctx, p.reads); err != nil {
 		return nil, err
 	}
-	if p.log, err = eventlog.Open(ctx, p.pool, p.told(eventlog.Options{Owner: instance, Logger: logger})); err != nil {
+	if p.log, err = eventlog.Open(ctx, p.pool, p.told(eventlog.Options{Owner: name, Logger: logger})); err != nil {
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { p.log.Close(); return nil })
@@ -125,14 +130,19 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { return p.bus.Close() })
+	p.leases = policies.NewLeases(p.pool, p.send, logger)
 	if err := p.follow(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.handle(ctx); err != nil {
-		return nil, err
+	if p.has(roleHandlers) {
+		if err := p.handle(ctx); err != nil {
+			return nil, err
+		}
 	}
-	if err := p.catalogue(ctx); err != nil {
-		return nil, err
+	if p.has(rolePolicies) {
+		if err := p.catalogue(ctx); err != nil {
+			return nil, err
+		}
 	}
 	wheels, err := wheelstore.Open(filepath.Join(dir, "wheels"))
 	if err != nil {
@@ -161,58 +171,38 @@ func tune() {
 	}
 }
 
-// check refuses settings that cannot be, and warns of those that are unsafe.
+// check refuses settings that cannot be.
 func (p *plane) check() error {
 	if p.MaxAttempts < 1 || p.MaxAttempts > 100 {
 		return fault.New(fault.Invalid, "MAX_ATTEMPTS is not between 1 and 100")
 	}
-	host, _, err := net.SplitHostPort(p.HTTPAddr)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(p.HTTPAddr); err != nil {
 		return fault.New(fault.Invalid, "HTTP_ADDR is not of the form host:port, such as 127.0.0.1:8080")
 	}
 	if p.KeepOutcomes < time.Hour {
 		return fault.New(fault.Invalid, "KEEP_OUTCOMES is under an hour: a client that repeats a request must still find its outcome")
 	}
-	p.guard, err = access.New(access.Config{Worker: p.WorkerToken, Read: p.ReadToken, File: p.TokensFile, Logger: p.logger})
+	return nil
+}
+
+// admit makes the guard, and warns where it lets everybody in.
+func (p *plane) admit() (err error) {
+	p.guard, err = access.New(access.Config{
+		Worker: p.WorkerToken, Read: p.ReadToken, File: p.TokensFile, Sessions: p.pool, Logger: p.logger,
+	})
 	if err != nil {
 		return err
 	}
+	host, _, _ := net.SplitHostPort(p.HTTPAddr) // which was checked
 	if ip := net.ParseIP(host); !p.guard.Needs(access.Write) && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		p.logger.Warn("the API listens beyond this machine, and neither WORKER_TOKEN nor TOKENS_FILE is set: anybody who reaches it can write")
 	}
 	return nil
 }
 
-// lock makes sure that one process uses the data folder, and returns this installation's lasting name.
-func (p *plane) lock() (string, error) {
-	path := filepath.Join(p.dir, "lock")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "the data folder cannot be written (%w): set DATA_DIR to one that can", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return "", fault.New(fault.Conflict, "another refinery runs on %s: stop it, or set DATA_DIR to another folder", p.dir)
-	}
-	p.onStop(func(context.Context) error { return f.Close() })
-	name := make([]byte, 36)
-	if n, err := f.ReadAt(name, 0); n == len(name) {
-		if id, err := uuid.ParseBytes(name); err == nil {
-			return id.String(), nil
-		}
-	} else if n > 0 && err == nil {
-		return "", fmt.Errorf("read %s: %w", path, err)
-	}
-	id := uuid.NewString()
-	if _, err := f.WriteAt([]byte(id), 0); err != nil {
-		return "", fmt.Errorf("write %s: %w", path, err)
-	}
-	return id, nil
-}
-
 func (p *plane) listen(ctx context.Context) (listeners []net.Listener, err error) {
 	for _, a := range []struct{ name, addr string }{{"HTTP_ADDR", p.HTTPAddr}, {"UI_ADDR", p.UIAddr}} {
-		if a.addr == "" {
+		if a.addr == "" || a.name == "UI_ADDR" && !p.has(roleReadAPI) {
 			continue
 		}
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.addr)
@@ -264,25 +254,36 @@ func (p *plane) send(ctx context.Context, messages []policies.Message) error {
 	return nil
 }
 
-// follow runs everything that follows the log: read models, policies, the relay.
+// follow runs what follows the log: read models, policies, the relay.
 func (p *plane) follow(ctx context.Context) error {
-	triggers, err := p.triggers()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p.leases = policies.NewLeases(p.pool, p.send, p.logger)
 	var g errgroup.Group
-	g.Go(func() error { return p.read.Run(ctx) })
-	g.Go(func() error { return p.leases.Expire(ctx) })
-	g.Go(func() error { return p.log.Prune(ctx, p.KeepOutcomes) })
-	followers := []eventlog.Follower{
-		policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), bus.Relay(p.bus), p.hints(),
-		policies.Bulk(p.send, p.log.Outcomes), p.read.Operators(),
+	g.Go(func() error { // there may be nothing else
+		<-ctx.Done()
+		return nil
+	})
+	var followers []eventlog.Follower
+	if p.has(roleProjector) {
+		g.Go(func() error { return p.read.Run(ctx) })
+		followers = append(followers, p.read.Operators())
 	}
-	if triggers != nil {
-		followers = append(followers, triggers.Follower())
-		g.Go(func() error { return triggers.Run(ctx) })
+	if p.has(rolePolicies) {
+		followers = append(followers,
+			policies.Runs(p.pool, p.send), policies.Clear(p.send, p.read.Cleared), p.leases.Follower(), p.hints(), policies.Bulk(p.send, p.log.Outcomes))
+		triggers, err := p.triggers()
+		if err != nil {
+			cancel()
+			return err
+		}
+		if triggers != nil {
+			followers = append(followers, triggers.Follower())
+		}
+	}
+	if p.has(roleRelay) {
+		followers = append(followers, bus.Relay(p.bus))
+	}
+	if p.has(roleHandlers) {
+		g.Go(func() error { return p.log.Prune(ctx, p.KeepOutcomes) })
 	}
 	for _, f := range followers {
 		g.Go(func() error { return p.log.Run(ctx, f) })

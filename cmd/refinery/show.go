@@ -22,6 +22,7 @@ import (
 	"github.com/wheelrefinery/refinery/internal/metrics"
 	"github.com/wheelrefinery/refinery/policies"
 	"github.com/wheelrefinery/refinery/projections"
+	"github.com/wheelrefinery/refinery/writeapi"
 )
 
 // sources are what /metrics looks up. They are asked when everything runs.
@@ -65,8 +66,12 @@ func lookUp(ctx context.Context, pool *pgxpool.Pool) (f facts, err error) {
 // upstreams are where pip and uv are told of an index; the first that is set holds, for a worker of this process.
 var upstreams = []string{"UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"}
 
-// config is what /config tells: no credentials. python and platform are the workers'.
-func (p *plane) config(python, platform string) api.Config {
+// config is what /config tells: no credentials. tags are the workers'.
+func (p *plane) config(tags []writeapi.Tags) api.Config {
+	var python, platform string
+	if len(tags) == 1 {
+		python, platform = tags[0].Python, tags[0].Platform
+	}
 	c := api.Config{
 		Version: version, QueueBackend: p.QueueBackend, IndexURL: strings.TrimSuffix(where(p.url()), "/") + "/simple/", Strategy: "pinned", Python: python, Platform: platform,
 		Limits: map[string]int64{

@@ -17,6 +17,7 @@ import (
 
 	"github.com/wheelrefinery/refinery/api"
 	"github.com/wheelrefinery/refinery/internal/access"
+	"github.com/wheelrefinery/refinery/writeapi"
 )
 
 // The name of a token is who did it, in the log of events; and whoever has no business here is told so.
@@ -107,7 +108,7 @@ func TestConfigShowsNoSecret(t *testing.T) {
 	} {
 		t.Setenv(name, value)
 	}
-	c := p.config("cp311", "linux_x86_64")
+	c := p.config([]writeapi.Tags{{Python: "cp311", Platform: "linux_x86_64"}})
 	data, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +181,7 @@ func TestTokenNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if who, err := g.Check("", []string{lines[0]}, nil); err != nil || who == nil || who.Name != "ci" || !who.May(access.Worker) {
+	if who, err := g.Check(t.Context(), "", []string{lines[0]}, nil); err != nil || who == nil || who.Name != "ci" || !who.May(access.Worker) {
 		t.Errorf("%+v %v", who, err)
 	}
 	for _, args := range [][]string{{"token", "new", "operator"}, {"token", "new", "ci", "--scope", "everything"}, {"token", "new", "a b"}} {

@@ -126,7 +126,7 @@ func (u *upCmd) work(ctx context.Context, t *terminal, p *plane, w *worker.Worke
 // announce says where everything is.
 func (p *plane) announce(t *terminal) {
 	page := "none"
-	if p.UIAddr != "" {
+	if p.UIAddr != "" && p.has(roleReadAPI) {
 		page = "http://" + reachable(p.UIAddr)
 	}
 	fmt.Fprintf(t.out, "API    %s\nPage   %s\nIndex  %s/simple/\nData   %s\n", p.url(), page, p.url(), p.dir)
@@ -141,7 +141,10 @@ func (w workerSettings) config(url, token, dir string, logger *slog.Logger) work
 }
 
 // serveCmd runs the control plane without a worker.
-type serveCmd struct{ controlSettings }
+type serveCmd struct {
+	controlSettings
+	Roles []string `env:"ROLES" default:"writeapi,readapi,handlers,projector,policies,relay" enum:"writeapi,readapi,handlers,projector,policies,relay" placeholder:"ROLE,…" help:"What this process does: writeapi, readapi, handlers, projector, policies, relay. Of the processes that share a database each role needs one; any number may have it. Default: all."`
+}
 
 // Run serves until Ctrl-C.
 func (s *serveCmd) Run(ctx context.Context, t *terminal) error {
@@ -149,6 +152,7 @@ func (s *serveCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
+	s.controlSettings.Roles = s.Roles
 	p, err := startPlane(ctx, s.controlSettings, dir, s.logTo(t.err))
 	if err != nil {
 		return err

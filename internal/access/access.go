@@ -3,15 +3,17 @@
 package access
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"log/slog"
-	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
@@ -70,7 +72,9 @@ type Config struct {
 	Worker string // may do everything
 	Read   string // when set, reads need a token too
 	File   string // further tokens, by name; see ReadFile
-	Logger *slog.Logger
+	// Sessions is where sessions are kept, with the tables of package migrations. Required where there are tokens.
+	Sessions *pgxpool.Pool
+	Logger   *slog.Logger
 }
 
 // Guard knows the tokens and sessions.
@@ -84,17 +88,10 @@ type Guard struct {
 	changed stamp
 
 	mu       sync.Mutex
-	sessions map[digest]session
+	sessions map[digest]session // that were asked for lately
 	peers    peers
 
 	now func() time.Time // a test's clock
-}
-
-// session stands for a token until it ends, or the token does. It can do no more than when it began.
-type session struct {
-	token  digest
-	scopes []Scope
-	ends   time.Time
 }
 
 // New makes a Guard; an error says what is wrong with the tokens file.
@@ -139,42 +136,67 @@ func (g *Guard) Needs(s Scope) bool {
 var ErrGuessed = errors.New("too many wrong tokens")
 
 // Check finds whose token or session id was offered from an address (as in http.Request.RemoteAddr), the first that is known; nil: none
-// is. The time that it takes does not depend on how nearly an offer is right.
-func (g *Guard) Check(address string, tokens, ids []string) (*Who, error) {
+// is. The time that it takes does not depend on how nearly an offer is right. The error is ErrGuessed, or says that sessions cannot be
+// looked up now.
+func (g *Guard) Check(ctx context.Context, address string, tokens, ids []string) (*Who, error) {
 	if len(tokens)+len(ids) == 0 {
 		return nil, nil
 	}
-	offers := make([]digest, 0, len(tokens)+len(ids))
-	for _, t := range append(slices.Clone(tokens), ids...) {
-		offers = append(offers, sha256.Sum256([]byte(t)))
-	}
 	g.reload()
+	offered, offeredIDs := digests(tokens), digests(ids)
+	if who, err := g.checkTokens(address, offered, offeredIDs); who != nil || err != nil {
+		return who, err
+	}
+	if len(ids) > 0 {
+		found, err := g.lookUp(ctx, offeredIDs)
+		if err != nil {
+			return nil, err
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, id := range offeredIDs {
+			s, ok := found[id]
+			if !ok || !g.now().Before(s.ends) {
+				continue // a session that has ended is no guess
+			}
+			if who := g.find(s.token); who != nil {
+				g.peers.of(address, g.now()).remember(id)
+				who.Expires = s.ends
+				who.Scopes = slices.DeleteFunc(slices.Clone(who.Scopes), func(scope Scope) bool { return !slices.Contains(s.scopes, scope) })
+				return who, nil
+			}
+		}
+	} else {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+	}
+	if len(tokens) > 0 {
+		g.peers.of(address, g.now()).wrong++
+	}
+	return nil, nil
+}
+
+func digests(texts []string) []digest {
+	all := make([]digest, len(texts))
+	for i, text := range texts {
+		all[i] = sha256.Sum256([]byte(text))
+	}
+	return all
+}
+
+// checkTokens finds whose token was offered, unless the address has guessed too often and offers nothing that was let in from there.
+func (g *Guard) checkTokens(address string, tokens, ids []digest) (*Who, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := g.now()
-	peer := g.peers.of(address, now)
-	if peer.exhausted() && !slices.ContainsFunc(offers, peer.knows) {
+	peer := g.peers.of(address, g.now())
+	if peer.exhausted() && !slices.ContainsFunc(tokens, peer.knows) && !slices.ContainsFunc(ids, peer.knows) {
 		return nil, ErrGuessed
 	}
-	for i, offer := range offers {
-		token, s := offer, session{scopes: Scopes}
-		if i >= len(tokens) { // an id of a session: as long and random as a token, so that a map is no way to guess it
-			var ok bool
-			if s, ok = g.sessions[offer]; !ok || !now.Before(s.ends) {
-				delete(g.sessions, offer)
-				continue
-			}
-			token = s.token
-		}
-		if who := g.find(token); who != nil {
+	for _, offer := range tokens {
+		if who := g.find(offer); who != nil {
 			peer.remember(offer)
-			who.Expires = s.ends
-			who.Scopes = slices.DeleteFunc(slices.Clone(who.Scopes), func(scope Scope) bool { return !slices.Contains(s.scopes, scope) })
 			return who, nil
 		}
-	}
-	if len(tokens) > 0 { // a session that has ended is no guess
-		peer.wrong++
 	}
 	return nil, nil
 }
@@ -191,62 +213,4 @@ func (g *Guard) find(d digest) *Who {
 		}
 	}
 	return found
-}
-
-const (
-	// SessionTime is how long a session lasts.
-	SessionTime  = 12 * time.Hour
-	mostSessions = 10_000
-)
-
-// Begin makes a session of who's token and returns its id, which is shown once.
-func (g *Guard) Begin(who *Who) (id string, ends time.Time) {
-	id = NewToken()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	now := g.now()
-	if len(g.sessions) >= mostSessions {
-		var oldest digest
-		first := now.Add(2 * SessionTime)
-		for d, s := range g.sessions {
-			if s.ends.Before(first) {
-				oldest, first = d, s.ends
-			}
-		}
-		delete(g.sessions, oldest)
-	}
-	ends = now.Add(SessionTime).Truncate(time.Second)
-	g.sessions[sha256.Sum256([]byte(id))] = session{who.digest, who.Scopes, ends}
-	return id, ends
-}
-
-// End ends sessions.
-func (g *Guard) End(ids ...string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, id := range ids {
-		delete(g.sessions, sha256.Sum256([]byte(id)))
-	}
-}
-
-// IndexURL gives the address of the own index as jobs get it. Where reads need a token, it holds a session that reads, as a password:
-// what a job runs may see it, and it may see nothing better.
-func (g *Guard) IndexURL(address string) func() string {
-	u, err := url.Parse(address)
-	i := slices.IndexFunc(g.own, func(w Who) bool { return w.Name == Reader })
-	if err != nil || i < 0 {
-		return func() string { return address }
-	}
-	var mu sync.Mutex
-	var ends time.Time
-	return func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		if ends.Sub(g.now()) < SessionTime/2 {
-			var id string
-			id, ends = g.Begin(&g.own[i])
-			u.User = url.UserPassword("job", id)
-		}
-		return u.String()
-	}
 }

@@ -13,10 +13,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pgtest"
 )
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 func newGuard(t *testing.T, c Config) (*Guard, *time.Time, *bytes.Buffer) {
 	var log bytes.Buffer
+	if c.Sessions == nil {
+		c.Sessions = pgtest.New(t)
+	}
 	c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	g, err := New(c)
 	if err != nil {
@@ -48,7 +56,7 @@ func line(t *testing.T, name, token string, scopes ...Scope) string {
 
 func name(t *testing.T, g *Guard, tokens, ids []string) string {
 	t.Helper()
-	who, err := g.Check("192.0.2.1:1", tokens, ids)
+	who, err := g.Check(t.Context(), "192.0.2.1:1", tokens, ids)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,11 +73,11 @@ func TestFileIsReadAgain(t *testing.T) {
 	one, two := NewToken(), NewToken()
 	write(t, path, "# people\n\n"+line(t, "ann", one, Write))
 	g, now, log := newGuard(t, Config{File: path})
-	who, err := g.Check("192.0.2.1:1", []string{"nothing", one}, nil)
+	who, err := g.Check(t.Context(), "192.0.2.1:1", []string{"nothing", one}, nil)
 	if err != nil || who == nil || who.Name != "ann" || !who.Named || !who.May(Write) || !who.May(Read) || who.May(Worker) || who.May(Admin) {
 		t.Fatalf("%+v %v", who, err)
 	}
-	session, ends := g.Begin(who)
+	session, ends := begin(t, g, who)
 	if got := name(t, g, nil, []string{session}); got != "ann" || ends.Sub(*now) > SessionTime {
 		t.Errorf("the session is %q's until %v", got, ends)
 	}
@@ -103,11 +111,20 @@ func TestFileIsReadAgain(t *testing.T) {
 	}
 }
 
+func begin(t *testing.T, g *Guard, who *Who) (id string, ends time.Time) {
+	t.Helper()
+	id, ends, err := g.Begin(t.Context(), who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, ends
+}
+
 func TestSessionsEnd(t *testing.T) {
 	g, now, _ := newGuard(t, Config{Worker: "w"})
-	who, _ := g.Check("192.0.2.1:1", []string{"w"}, nil)
-	a, _ := g.Begin(who)
-	b, _ := g.Begin(who)
+	who, _ := g.Check(t.Context(), "192.0.2.1:1", []string{"w"}, nil)
+	a, _ := begin(t, g, who)
+	b, _ := begin(t, g, who)
 	if a == b || name(t, g, nil, []string{a}) != Operator {
 		t.Error("the session does not work")
 	}
@@ -117,19 +134,53 @@ func TestSessionsEnd(t *testing.T) {
 	if name(t, g, nil, []string{"w"}) != "" {
 		t.Error("a token is taken for a session's id")
 	}
-	g.End(a)
+	if err := g.End(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
 	if name(t, g, nil, []string{a}) != "" || name(t, g, nil, []string{a, b}) != Operator {
 		t.Error("End ended the wrong one")
 	}
 	*now = now.Add(SessionTime)
-	if name(t, g, nil, []string{b}) != "" || len(g.sessions) != 0 {
+	if name(t, g, nil, []string{b}) != "" {
 		t.Error("the session lasts for ever")
 	}
-	for range mostSessions + 5 {
-		g.Begin(who)
+	if _, err := g.config.Sessions.Exec(t.Context(), `insert into sessions select sha256(n::text::bytea), $1, '{read}', $2::timestamptz + n * interval '1 ms' from generate_series(1, $3::int) n`,
+		who.digest[:], *now, mostSessions+5); err != nil {
+		t.Fatal(err)
 	}
-	if len(g.sessions) > mostSessions {
-		t.Errorf("%d sessions", len(g.sessions))
+	last, _ := begin(t, g, who)
+	var n int
+	if err := g.config.Sessions.QueryRow(t.Context(), `select count(*) from sessions`).Scan(&n); err != nil || n != mostSessions {
+		t.Errorf("%d sessions, %v", n, err)
+	}
+	if name(t, g, nil, []string{last}) != Operator {
+		t.Error("the newest is not among those that are kept")
+	}
+}
+
+// A session that one process began holds in another, and ends there within a second of its end.
+func TestSessionsOfAnotherProcess(t *testing.T) {
+	here, _, _ := newGuard(t, Config{Worker: "w"})
+	there, now, _ := newGuard(t, Config{Worker: "w", Sessions: here.config.Sessions})
+	who, _ := here.Check(t.Context(), "192.0.2.1:1", []string{"w"}, nil)
+	id, _ := begin(t, here, who)
+	if name(t, there, nil, []string{id}) != Operator {
+		t.Error("the other process does not know the session")
+	}
+	if err := here.End(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	*now = now.Add(sessionKept)
+	if name(t, there, nil, []string{id}) != "" {
+		t.Error("the session did not end in the other process")
+	}
+	// Without Postgres there is no telling: neither yes nor no. A token needs none.
+	there.config.Sessions.Close()
+	if who, err := there.Check(t.Context(), "192.0.2.1:1", nil, []string{id}); who != nil || fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("without Postgres: %+v, %v", who, err)
+	}
+	if name(t, there, []string{"w"}, []string{id}) != Operator {
+		t.Error("without Postgres a token is not known")
 	}
 }
 
@@ -138,7 +189,11 @@ func TestIndexURL(t *testing.T) {
 	g, now, _ := newGuard(t, Config{Worker: "same", Read: "same"})
 	address := g.IndexURL("http://h:1/simple/")
 	password := func() string {
-		u, err := url.Parse(address())
+		text, err := address(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(text)
 		if err != nil || u.Host != "h:1" || u.Path != "/simple/" {
 			t.Fatalf("%v %v", u, err)
 		}
@@ -146,7 +201,7 @@ func TestIndexURL(t *testing.T) {
 		return p
 	}
 	first := password()
-	who, err := g.Check("192.0.2.1:1", nil, []string{first})
+	who, err := g.Check(t.Context(), "192.0.2.1:1", nil, []string{first})
 	if err != nil || who == nil || !who.May(Read) || who.May(Write) || who.May(Worker) || who.May(Admin) {
 		t.Errorf("%+v %v", who, err)
 	}
@@ -158,7 +213,7 @@ func TestIndexURL(t *testing.T) {
 		t.Error("a job gets a session that ends soon")
 	}
 	open, _, _ := newGuard(t, Config{Worker: "w"})
-	if got := open.IndexURL("http://h/simple/")(); got != "http://h/simple/" {
+	if got, err := open.IndexURL("http://h/simple/")(t.Context()); err != nil || got != "http://h/simple/" {
 		t.Errorf("where reads are open: %s", got)
 	}
 }
@@ -166,7 +221,7 @@ func TestIndexURL(t *testing.T) {
 func TestPeers(t *testing.T) {
 	g, now, _ := newGuard(t, Config{Worker: "w", Read: "r"})
 	try := func(address, token string) error {
-		_, err := g.Check(address, []string{token}, nil)
+		_, err := g.Check(t.Context(), address, []string{token}, nil)
 		return err
 	}
 	for i := range mostWrong {

@@ -202,9 +202,9 @@ func (c *Checker) handlers(context.Context) (api.Part, error) {
 		}
 		wait := time.Since(s.Oldest).Round(time.Second)
 		if wait > waitMost {
-			return down("%d commands wait, the first for %v", s.Unacked, wait), err
+			return down("commands wait, the first for %v", wait), err
 		}
-		return fine("%d commands wait, the first for %v", s.Unacked, wait), err
+		return fine("commands wait, the first for %v", wait), err
 	}
 	return behind("they have not begun"), err
 }

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"regexp"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,9 @@ type Check func(content io.ReaderAt, sha256 string, size int64) error
 type Dir struct{ root *os.Root }
 
 const tmp = "tmp"
+
+// cleanAfter is the age of temporary files that are removed: a younger one may be that of another process, which is about to lock it.
+const cleanAfter = time.Minute
 
 // Open opens the store in directory path, which is made if it is missing, and removes what writers left there that died.
 func Open(path string) (*Dir, error) {
@@ -82,6 +86,10 @@ func (d *Dir) clean() error {
 		}
 		if err != nil {
 			return err
+		}
+		if info, err := f.Stat(); err == nil && time.Since(info.ModTime()) < cleanAfter {
+			f.Close()
+			continue
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			err = d.root.Remove(name)
