@@ -7,7 +7,7 @@ SKIPPED  := $(CURDIR)/.skipped
 .PHONY: help build run dev test lint gen check bench bench-api bench-bus fuzz
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## the program: bin/refinery
 	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/refinery ./cmd/refinery

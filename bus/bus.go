@@ -65,7 +65,7 @@ type Bus interface {
 // Stats is how a consumer group stands on a topic.
 type Stats struct {
 	Topic, Group string    // Group is empty for a topic without one
-	Bytes        int64     // published, still stored, and not passed by the group
+	Bytes        int64     // published, still stored, and not passed by the group, as the transport can tell: 0 if there is nothing
 	Unacked      int       // messages that this process has read for the group and nobody has acknowledged
 	Oldest       time.Time // when the oldest message that the group has not passed was published; zero: there is none
 }

@@ -25,7 +25,7 @@ const (
 	// after one that brought more than readBytes.
 	leastRead = 4
 	firstRead = 16
-	mostRead  = 512
+	mostRead  = 128
 	readBytes = 4 << 20
 )
 
@@ -170,7 +170,7 @@ func (r *reader) entry(stream string, m goredis.XMessage) (*delivery.Entry[strin
 	if err := r.c.bus.Publish(bus.TopicPoison, bus.NewForeign(r.c.topic, where, raw, err)); err != nil {
 		return nil, fmt.Errorf("%s is not a message, and cannot be put onto the poison topic: %w", where, err)
 	}
-	r.c.logger.Error("An entry of Redis is not a message: it was put onto the poison topic", "entry", where, "error", err)
+	r.c.logger.Error("An entry of Redis is not a message: it was put onto the poison topic", "entry", where, "error", err.Error()) // the error itself would show a stack
 	return e, nil
 }
 

@@ -9,12 +9,13 @@ import (
 
 	"github.com/wheelrefinery/refinery/bus"
 	"github.com/wheelrefinery/refinery/bus/file"
+	"github.com/wheelrefinery/refinery/bus/kafka"
 	"github.com/wheelrefinery/refinery/bus/redis"
 )
 
 // Config chooses and configures a transport.
 type Config struct {
-	Backend      string       // "file", "redis"
+	Backend      string       // "file", "redis", "kafka"
 	Dir          string       // file: directory of the topics; created if missing
 	RedisURL     string       // redis: such as redis://user:password@host:6379/0, rediss:// with TLS
 	KafkaBrokers []string     // kafka: host:port of some brokers
@@ -34,7 +35,9 @@ func Open(ctx context.Context, c Config) (bus.Bus, error) {
 		return file.Open(c.Dir, c.Logger)
 	case "redis":
 		return redis.Open(ctx, c.RedisURL, c.Logger)
+	case "kafka":
+		return kafka.Open(ctx, c.KafkaBrokers, c.Logger)
 	default:
-		return nil, fmt.Errorf("bus: unknown queue backend %q: there are file and redis", c.Backend)
+		return nil, fmt.Errorf("bus: unknown queue backend %q: there are file, redis and kafka", c.Backend)
 	}
 }

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +25,10 @@ var backends = []struct {
 }{
 	{"file", func(_ testing.TB, c *controlSettings) { c.QueueBackend = "file" }},
 	{"redis", func(t testing.TB, c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", testserver.Redis(t) }},
+	// A broker for each: there is one topic of commands.
+	{"kafka", func(t testing.TB, c *controlSettings) {
+		c.QueueBackend, c.KafkaBrokers = "kafka", testserver.NewKafka(t).Addr()
+	}},
 }
 
 // onEachBackend runs a test on a control plane of each transport.
@@ -79,8 +85,18 @@ func testClear(t *testing.T, c *control) {
 // While the bus is gone, writes are answered 503 with a problem that says so, /ready names the part, and reads go on. When it is back, so
 // is everything, without a restart, and no command was lost or handled twice.
 func TestBusGone(t *testing.T) {
-	server := testserver.NewRedis(t)
-	c := startControl(t, func(c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", "redis://"+server.Addr() })
+	t.Run("redis", func(t *testing.T) {
+		server := testserver.NewRedis(t)
+		testBusGone(t, server, time.Second, func(c *controlSettings) { c.QueueBackend, c.RedisURL = "redis", "redis://"+server.Addr() })
+	})
+	t.Run("kafka", func(t *testing.T) { // a short restart is waited for
+		server := testserver.NewKafka(t)
+		testBusGone(t, server, 7*time.Second, func(c *controlSettings) { c.QueueBackend, c.KafkaBrokers = "kafka", server.Addr() })
+	})
+}
+
+func testBusGone(t *testing.T, server *testserver.Server, gone time.Duration, set func(*controlSettings)) {
+	c := startControl(t, set)
 	c.enqueue("before", 0)
 	const clients = 8
 	ctx, cancel := context.WithCancel(t.Context())
@@ -92,7 +108,7 @@ func TestBusGone(t *testing.T) {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				name := fmt.Sprintf("c%d-%d", n, i)
-				status, problem, err := c.post(name)
+				status, problem, err := post(c.url(), name)
 				switch {
 				case err != nil:
 					t.Error(err)
@@ -117,9 +133,9 @@ func TestBusGone(t *testing.T) {
 		return nil
 	})
 	c.call(200, "GET", strings.TrimSuffix(path("before", ""), "/"), nil, nil)
-	time.Sleep(time.Second)
+	time.Sleep(gone)
 	server.Start(t)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 30*time.Second, func() error {
 		if status, body, err := get(c.url() + "/ready"); status != http.StatusOK {
 			return fmt.Errorf("/ready: %d %s %w", status, body, err)
 		}
@@ -151,9 +167,77 @@ func TestBusGone(t *testing.T) {
 	t.Logf("%d accepted, %d refused", all, no)
 }
 
+// The program is killed while commands come in, and started again: each that was accepted has been applied, once.
+func TestKillOnRedis(t *testing.T) {
+	p := newProgram(t)
+	url := testserver.Redis(t)
+	p.env = []string{"QUEUE_BACKEND=redis", "REDIS_URL=" + url}
+	var serve *exec.Cmd
+	start := func() {
+		serve = p.command("serve")
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 30*time.Second, p.ready)
+	}
+	defer func() { _ = serve.Process.Kill() }()
+	const clients = 8
+	var accepted [clients][]string
+	for round := range 2 {
+		start()
+		var wg sync.WaitGroup
+		for n := range clients {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					name := fmt.Sprintf("r%d-c%d-%d", round, n, i)
+					status, problem, err := post("http://"+p.api, name)
+					if err != nil {
+						return // killed
+					}
+					if status != http.StatusCreated && status != http.StatusAccepted {
+						t.Errorf("%d %s", status, problem)
+						return
+					}
+					accepted[n] = append(accepted[n], name)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		if err := serve.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = serve.Wait()
+		wg.Wait()
+	}
+	start()
+	all := 0
+	for _, names := range accepted {
+		for _, name := range names {
+			all++
+			eventually(t, 30*time.Second, func() error {
+				if status, body, err := get("http://" + p.api + strings.TrimSuffix(path(name, ""), "/")); status != http.StatusOK {
+					return fmt.Errorf("%s was accepted: %d %s %w", name, status, body, err)
+				}
+				return nil
+			})
+		}
+	}
+	if all < 2*clients {
+		t.Errorf("only %d were accepted", all)
+	}
+	t.Logf("%d accepted", all)
+	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := serve.Wait(); err != nil {
+		t.Errorf("serve ended with %v", err)
+	}
+	p.consistent()
+}
+
 // post enqueues a build and returns the status, and the problem's text where there is one.
-func (c *control) post(name string) (status int, problem string, err error) {
-	r, err := http.NewRequest("POST", c.url()+"/queue/enqueue", strings.NewReader(enqueueBody(name)))
+func post(url, name string) (status int, problem string, err error) {
+	r, err := http.NewRequest("POST", url+"/queue/enqueue", strings.NewReader(enqueueBody(name)))
 	if err != nil {
 		return 0, "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/wheelrefinery/refinery/bus/transport"
 	"github.com/wheelrefinery/refinery/internal/fault"
 )
 
@@ -24,9 +25,9 @@ type settings struct {
 type controlSettings struct {
 	settings
 	PostgresDSN           string        `env:"POSTGRES_DSN" placeholder:"URL" help:"Postgres to use, such as postgres://user:password@host:5432/refinery. Empty: one is started in the data folder."`
-	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file,redis" help:"Transport of the bus: file, redis."`
+	QueueBackend          string        `env:"QUEUE_BACKEND" default:"file" enum:"file,redis,kafka" help:"Transport of the bus: file, redis, kafka."`
 	RedisURL              string        `env:"REDIS_URL" placeholder:"URL" help:"Redis, for QUEUE_BACKEND=redis, such as redis://user:password@host:6379/0; rediss:// with TLS."`
-	KafkaBrokers          string        `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Kafka, for QUEUE_BACKEND=kafka (not in this version)."`
+	KafkaBrokers          string        `env:"KAFKA_BROKERS" placeholder:"HOST:PORT,…" help:"Some brokers of Kafka, for QUEUE_BACKEND=kafka."`
 	WorkerToken           string        `env:"WORKER_TOKEN" placeholder:"TOKEN" help:"Token that may do everything; with it, every write needs one. Empty, and no TOKENS_FILE: writes are open, so listen on loopback only."`
 	ReadToken             string        `env:"READ_TOKEN" placeholder:"TOKEN" help:"Token for reads; with it, every read needs one. Empty: reads are open."`
 	TokensFile            string        `env:"TOKENS_FILE" placeholder:"FILE" help:"Further tokens with names and scopes, a line each, as refinery token new prints it. Read again when it changes."`
@@ -38,6 +39,14 @@ type controlSettings struct {
 	KeepOutcomes          time.Duration `env:"KEEP_OUTCOMES" default:"720h" help:"How long the outcomes of commands are kept, and so idempotency keys hold."`
 	Roles                 []string      `kong:"-" env:"ROLES"` // of allRoles; none: all of them
 	PublicURL             string        `env:"PUBLIC_URL" placeholder:"URL" help:"How others reach HTTP_ADDR, for links and workers. Default: http://HTTP_ADDR."`
+}
+
+// transport is where messages travel, of a control plane whose data is in dir.
+func (c controlSettings) transport(dir string, logger *slog.Logger) transport.Config {
+	return transport.Config{
+		Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), RedisURL: c.RedisURL, Logger: logger,
+		KafkaBrokers: strings.FieldsFunc(c.KafkaBrokers, func(r rune) bool { return r == ',' || r == ' ' }),
+	}
 }
 
 func (c controlSettings) url() string {

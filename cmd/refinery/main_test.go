@@ -44,6 +44,7 @@ type program struct {
 	t        testing.TB
 	dir, dsn string
 	api, ui  string
+	env      []string // more of the environment
 }
 
 func newProgram(t *testing.T) *program {
@@ -71,6 +72,7 @@ func (p *program) command(args ...string) *exec.Cmd {
 	}
 	c := exec.Command(self, args...)
 	c.Env = append(c.Environ(), asProgram+"=1", "DATA_DIR="+p.dir, "POSTGRES_DSN="+p.dsn, "HTTP_ADDR="+p.api, "UI_ADDR="+p.ui, "LOG_LEVEL=debug")
+	c.Env = append(c.Env, p.env...)
 	return c
 }
 
