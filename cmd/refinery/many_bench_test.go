@@ -156,7 +156,7 @@ func servers(b *testing.B, roles ...string) (urls []string) {
 		p := &program{t: b, dir: dir, dsn: dsn, api: freeAddr(b)}
 		c := p.command("serve")
 		c.Stderr = os.Stderr
-		if c.Env = append(c.Env, "LOG_LEVEL=info"); r != "" {
+		if c.Env = append(c.Env, "LOG_LEVEL=warn"); r != "" {
 			c.Env = append(c.Env, "ROLES="+r)
 		}
 		if err := c.Start(); err != nil {
