@@ -145,21 +145,21 @@ func (b *kafkaBus) lookAt(name string, want *sarama.TopicDetail) ([]int32, error
 		b.logger.Warn("Kafka topic has few partitions: so many messages at most are read side by side",
 			"topic", name, "partitions", len(partitions), "recommended", want.NumPartitions)
 	}
-	settings := sarama.ConfigResource{Type: sarama.TopicResource, Name: name, ConfigNames: []string{"retention.ms", "max.message.bytes"}}
-	described, err := b.admin.DescribeConfigs([]*sarama.ConfigResource{&settings}, sarama.DescribeConfigsOptions{})
+	found, err := b.admin.DescribeConfigs([]*sarama.ConfigResource{
+		{Type: sarama.TopicResource, Name: name, ConfigNames: []string{"retention.ms", "max.message.bytes"}},
+	}, sarama.DescribeConfigsOptions{})
 	if err != nil {
 		return nil, err
 	}
-	if len(described) != 1 {
-		return nil, errors.New("its settings are not told")
-	}
-	if d := described[0]; d.ErrorCode != sarama.ErrNoError {
-		return nil, &sarama.DescribeConfigError{Err: d.ErrorCode, ErrMsg: d.ErrorMsg}
-	}
-	for _, e := range described[0].Configs {
-		if is, wanted := e.Value, *want.ConfigEntries[e.Name]; is != wanted {
-			b.logger.Warn("Kafka topic is not set as it should be: messages may be refused, or lost before they are read",
-				"topic", name, "setting", e.Name, "is", is, "should_be", wanted)
+	for _, resource := range found {
+		if resource.ErrorCode != sarama.ErrNoError {
+			return nil, fmt.Errorf("its settings: %w", resource.ErrorCode)
+		}
+		for _, e := range resource.Configs {
+			if is, wanted := e.Value, *want.ConfigEntries[e.Name]; is != wanted {
+				b.logger.Warn("Kafka topic is not set as it should be: messages may be refused, or lost before they are read",
+					"topic", name, "setting", e.Name, "is", is, "should_be", wanted)
+			}
 		}
 	}
 	return partitions, nil
