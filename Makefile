@@ -4,7 +4,7 @@ FUZZTIME ?= 30s
 SKIPPED  := $(CURDIR)/.skipped
 
 .DEFAULT_GOAL := help
-.PHONY: help build run dev test lint gen check bench bench-api bench-bus fuzz
+.PHONY: help build run dev test lint gen check chaos bench bench-api bench-bus fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,7 +36,10 @@ check: ## exactly what CI runs: generated code is fresh, lint, test
 	@state() { git diff; git status --porcelain; }; before=$$(state) && $(MAKE) gen && \
 	if [ "$$before" != "$$(state)" ]; then git status --short; echo 'generated code was not fresh: commit what make gen changed'; exit 1; fi
 	$(MAKE) lint
-	$(MAKE) test
+	$(MAKE) test CHAOS_TIME=2m
+
+chaos: ## processes killed and connections cut on each transport for CHAOS_TIME (5m); CHAOS_SEED chooses the same again
+	CHAOS_TIME=$(or $(CHAOS_TIME),5m) CHAOS_SEED=$(CHAOS_SEED) go test -run '^TestChaos$$' -count 1 -v -timeout 20m ./cmd/refinery
 
 bench: ## benchmarks, each beside its limit
 	go test -run '^$$' -bench . -skip '^Benchmark(API|Bus)$$' -timeout 30m -p 1 ./...

@@ -92,6 +92,8 @@ type ClientInterface interface {
 
 	// ListArtifacts Wheels in the index, newest first.
 	//
+	// Yanked ones too. `package` and `version` are compared as PEP 503 and PEP 440 say.
+	//
 	// Corresponds with GET /artifacts (the `ListArtifacts` operationId).
 	ListArtifacts(ctx context.Context, params *ListArtifactsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -136,6 +138,8 @@ type ClientInterface interface {
 
 	// ListBuilds Each wheel's build, the last changed first.
 	//
+	// All filters that are given must hold. One of several statuses is enough.
+	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
 	ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -165,15 +169,21 @@ type ClientInterface interface {
 
 	// GetBulk How far a bulk action is.
 	//
+	// `applied`, `refused` and `pending` make up `concerned`. 404 for an id that no action has.
+	//
 	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
 	GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetBuild One build with its attempts.
 	//
+	// Each attempt with its worker, its times, what it failed of and which hints matched. 404 for what nobody asked for.
+	//
 	// Corresponds with GET /builds/{name}/{version}/{python_tag}/{platform_tag} (the `GetBuild` operationId).
 	GetBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *GetBuildParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelBuildWithBody Nobody wants it any more.
+	//
+	// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -181,6 +191,8 @@ type ClientInterface interface {
 	CancelBuildWithBody(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelBuild Nobody wants it any more.
+	//
+	// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -230,12 +242,14 @@ type ClientInterface interface {
 	// Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 	//
 	// Corresponds with GET /commands/{id} (the `GetCommand` operationId).
-	GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetCommand(ctx context.Context, id UUID, params *GetCommandParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetConfig The configuration, without credentials.
 	//
+	// The settings of this process. They are not in the event log, so there is no `min_position`.
+	//
 	// Corresponds with GET /config (the `GetConfig` operationId).
-	GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetConfig(ctx context.Context, params *GetConfigParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// FollowEvents Everything that happens, as server-sent events.
 	//
@@ -250,10 +264,15 @@ type ClientInterface interface {
 
 	// GetHealth The process is alive.
 	//
+	// It touches nothing else, so it says nothing of Postgres or the bus: /ready does. It is of this moment: it has no ETag and no
+	// `min_position`.
+	//
 	// Corresponds with GET /health (the `GetHealth` operationId).
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListHints The catalogue of hints, the oldest first.
+	//
+	// Those that the program brought and those that were made here. All filters that are given must hold.
 	//
 	// Corresponds with GET /hints (the `ListHints` operationId).
 	ListHints(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -299,6 +318,8 @@ type ClientInterface interface {
 
 	// GetHint One hint.
 	//
+	// With how often it matched and helped. 404 for an id that no hint has.
+	//
 	// Corresponds with GET /hints/{id} (the `GetHint` operationId).
 	GetHint(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
@@ -321,6 +342,9 @@ type ClientInterface interface {
 	PutHint(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListHistory Everything that ended, newest first.
+	//
+	// One entry for each attempt that ended and for each build that was reused, cancelled or skipped. All filters that are given must
+	// hold. A deep page costs what the first one does.
 	//
 	// Corresponds with GET /history (the `ListHistory` operationId).
 	ListHistory(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -367,10 +391,15 @@ type ClientInterface interface {
 
 	// GetManifest What the last run that ended, or a given one, ended with.
 	//
+	// One entry for each wheel of the run: what was built, reused, failed, skipped or cancelled. 404 where no run has ended, or nothing
+	// of that one is recorded yet.
+	//
 	// Corresponds with GET /manifest (the `GetManifest` operationId).
 	GetManifest(ctx context.Context, params *GetManifestParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// RecordManifestWithBody A worker's manifest entries, all or none.
+	//
+	// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -379,12 +408,16 @@ type ClientInterface interface {
 
 	// RecordManifest A worker's manifest entries, all or none.
 	//
+	// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /manifest (the `RecordManifest` operationId).
 	RecordManifest(ctx context.Context, params *RecordManifestParams, body RecordManifestJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListPackages Each project with what became of its builds, the last changed first.
+	//
+	// GET /packages/{name} has the versions and targets of one.
 	//
 	// Corresponds with GET /packages (the `ListPackages` operationId).
 	ListPackages(ctx context.Context, params *ListPackagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -397,6 +430,8 @@ type ClientInterface interface {
 	GetPackage(ctx context.Context, name NamePath, params *GetPackageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetPlan The latest plan, with the state of each node now.
+	//
+	// Of all runs, or with `run_id` of that one. 404 where there is none yet.
 	//
 	// Corresponds with GET /plan (the `GetPlan` operationId).
 	GetPlan(ctx context.Context, params *GetPlanParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -423,15 +458,21 @@ type ClientInterface interface {
 
 	// ListPlans Plans, newest first, without their nodes.
 	//
+	// With `run_id` those of one run. GET /plans/{id} has the nodes and edges.
+	//
 	// Corresponds with GET /plans (the `ListPlans` operationId).
 	ListPlans(ctx context.Context, params *ListPlansParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetPlanByID One plan, with the state of each node now.
 	//
+	// A plan does not change; the states of its nodes do. 404 for an id that no plan has.
+	//
 	// Corresponds with GET /plans/{id} (the `GetPlanByID` operationId).
 	GetPlanByID(ctx context.Context, id UUID, params *GetPlanByIDParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListProjections How each read model stands.
+	//
+	// One that lags behind shows old things; one with dead letters lacks what these would have changed.
 	//
 	// Corresponds with GET /projections (the `ListProjections` operationId).
 	ListProjections(ctx context.Context, params *ListProjectionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -462,10 +503,14 @@ type ClientInterface interface {
 
 	// ListQueue Queued builds in the order in which they are leased.
 	//
+	// One that has a `not_before` is passed over until then. Ages are at most half a second old.
+	//
 	// Corresponds with GET /queue (the `ListQueue` operationId).
 	ListQueue(ctx context.Context, params *ListQueueParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ClearQueueWithBody Empties the queue.
+	//
+	// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -474,12 +519,17 @@ type ClientInterface interface {
 
 	// ClearQueue Empties the queue.
 	//
+	// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /queue/clear (the `ClearQueue` operationId).
 	ClearQueue(ctx context.Context, params *ClearQueueParams, body ClearQueueJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// EnqueueWithBody One wheel into the queue, or the entry that is there already.
+	//
+	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -488,12 +538,17 @@ type ClientInterface interface {
 
 	// Enqueue One wheel into the queue, or the entry that is there already.
 	//
+	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /queue/enqueue (the `Enqueue` operationId).
 	Enqueue(ctx context.Context, params *EnqueueParams, body EnqueueJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// PauseQueueWithBody No leases from now on.
+	//
+	// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -502,6 +557,8 @@ type ClientInterface interface {
 
 	// PauseQueue No leases from now on.
 	//
+	// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /queue/pause (the `PauseQueue` operationId).
@@ -509,30 +566,43 @@ type ClientInterface interface {
 
 	// ResumeQueue Leases again.
 	//
+	// Workers that wait are given jobs at once. Resuming what is not paused changes nothing.
+	//
 	// Corresponds with POST /queue/resume (the `ResumeQueue` operationId).
 	ResumeQueue(ctx context.Context, params *ResumeQueueParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetQueueStats Length, oldest age, leased, paused, by tag.
+	//
+	// `leased` is what workers have; it is not part of `length`. Ages are at most half a second old.
 	//
 	// Corresponds with GET /queue/stats (the `GetQueueStats` operationId).
 	GetQueueStats(ctx context.Context, params *GetQueueStatsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetReady Each part with its state.
 	//
+	// Each part is tried anew, so it is of this moment: it has no ETag and no `min_position`.
+	//
 	// Corresponds with GET /ready (the `GetReady` operationId).
 	GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRecent The newest history entries.
+	//
+	// As /history without a cursor: for who wants to see what happens, not to page through it.
 	//
 	// Corresponds with GET /recent (the `ListRecent` operationId).
 	ListRecent(ctx context.Context, params *ListRecentParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRuns Requirement sets, newest first, without their text.
 	//
+	// `state` is where a run stands now. GET /runs/{id} has its text.
+	//
 	// Corresponds with GET /runs (the `ListRuns` operationId).
 	ListRuns(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SubmitRunWithBody Asks for the wheels of a requirements text.
+	//
+	// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+	// by itself as soon as what it needs is there.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -541,6 +611,9 @@ type ClientInterface interface {
 
 	// SubmitRun Asks for the wheels of a requirements text.
 	//
+	// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+	// by itself as soon as what it needs is there.
+	//
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /runs (the `SubmitRun` operationId).
@@ -548,10 +621,15 @@ type ClientInterface interface {
 
 	// GetRun One run, with its text.
 	//
+	// `counts` and `state` follow its builds while they run. 404 for an id that no run has.
+	//
 	// Corresponds with GET /runs/{id} (the `GetRun` operationId).
 	GetRun(ctx context.Context, id RunID, params *GetRunParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelRunWithBody Stops what has not been built.
+	//
+	// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+	// has ended.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -559,6 +637,9 @@ type ClientInterface interface {
 	CancelRunWithBody(ctx context.Context, id RunID, params *CancelRunParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CancelRun Stops what has not been built.
+	//
+	// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+	// has ended.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -590,10 +671,16 @@ type ClientInterface interface {
 
 	// GetSummary Counts, cache hits, the latest failures, the queue and the last run.
 	//
+	// `counts` are of all builds as they stand now; `window` and the failures are of what ended since `since`. Ages are at most half a
+	// second old.
+	//
 	// Corresponds with GET /summary (the `GetSummary` operationId).
 	GetSummary(ctx context.Context, params *GetSummaryParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// HeartbeatWithBody Extends the leases of the jobs that it names; the answer says what to do with each.
+	//
+	// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+	// harm.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -601,6 +688,9 @@ type ClientInterface interface {
 	HeartbeatWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// Heartbeat Extends the leases of the jobs that it names; the answer says what to do with each.
+	//
+	// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+	// harm.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -706,6 +796,8 @@ type ClientInterface interface {
 
 // ListArtifacts Wheels in the index, newest first.
 //
+// Yanked ones too. `package` and `version` are compared as PEP 503 and PEP 440 say.
+//
 // Corresponds with GET /artifacts (the `ListArtifacts` operationId).
 func (c *Client) ListArtifacts(ctx context.Context, params *ListArtifactsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListArtifactsRequest(c.Server, params)
@@ -800,6 +892,8 @@ func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEdit
 
 // ListBuilds Each wheel's build, the last changed first.
 //
+// All filters that are given must hold. One of several statuses is enough.
+//
 // Corresponds with GET /builds (the `ListBuilds` operationId).
 func (c *Client) ListBuilds(ctx context.Context, params *ListBuildsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListBuildsRequest(c.Server, params)
@@ -859,6 +953,8 @@ func (c *Client) BulkBuilds(ctx context.Context, params *BulkBuildsParams, body 
 
 // GetBulk How far a bulk action is.
 //
+// `applied`, `refused` and `pending` make up `concerned`. 404 for an id that no action has.
+//
 // Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
 func (c *Client) GetBulk(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetBulkRequest(c.Server, id, params)
@@ -874,6 +970,8 @@ func (c *Client) GetBulk(ctx context.Context, id UUID, params *GetBulkParams, re
 
 // GetBuild One build with its attempts.
 //
+// Each attempt with its worker, its times, what it failed of and which hints matched. 404 for what nobody asked for.
+//
 // Corresponds with GET /builds/{name}/{version}/{python_tag}/{platform_tag} (the `GetBuild` operationId).
 func (c *Client) GetBuild(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *GetBuildParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetBuildRequest(c.Server, name, version, pythonTag, platformTag, params)
@@ -888,6 +986,8 @@ func (c *Client) GetBuild(ctx context.Context, name NamePath, version VersionPat
 }
 
 // CancelBuildWithBody Nobody wants it any more.
+//
+// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 //
 // Takes any type of body and a specified content type.
 //
@@ -905,6 +1005,8 @@ func (c *Client) CancelBuildWithBody(ctx context.Context, name NamePath, version
 }
 
 // CancelBuild Nobody wants it any more.
+//
+// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1004,8 +1106,8 @@ func (c *Client) RetryBuild(ctx context.Context, name NamePath, version VersionP
 // Outcomes are kept for 30 days (KEEP_OUTCOMES). One that is forgotten cannot be told from one that is not there yet.
 //
 // Corresponds with GET /commands/{id} (the `GetCommand` operationId).
-func (c *Client) GetCommand(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetCommandRequest(c.Server, id)
+func (c *Client) GetCommand(ctx context.Context, id UUID, params *GetCommandParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCommandRequest(c.Server, id, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1018,9 +1120,11 @@ func (c *Client) GetCommand(ctx context.Context, id UUID, reqEditors ...RequestE
 
 // GetConfig The configuration, without credentials.
 //
+// The settings of this process. They are not in the event log, so there is no `min_position`.
+//
 // Corresponds with GET /config (the `GetConfig` operationId).
-func (c *Client) GetConfig(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetConfigRequest(c.Server)
+func (c *Client) GetConfig(ctx context.Context, params *GetConfigParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetConfigRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -1054,6 +1158,9 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 
 // GetHealth The process is alive.
 //
+// It touches nothing else, so it says nothing of Postgres or the bus: /ready does. It is of this moment: it has no ETag and no
+// `min_position`.
+//
 // Corresponds with GET /health (the `GetHealth` operationId).
 func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetHealthRequest(c.Server)
@@ -1068,6 +1175,8 @@ func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (
 }
 
 // ListHints The catalogue of hints, the oldest first.
+//
+// Those that the program brought and those that were made here. All filters that are given must hold.
 //
 // Corresponds with GET /hints (the `ListHints` operationId).
 func (c *Client) ListHints(ctx context.Context, params *ListHintsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1163,6 +1272,8 @@ func (c *Client) DeleteHint(ctx context.Context, id HintID, params *DeleteHintPa
 
 // GetHint One hint.
 //
+// With how often it matched and helped. 404 for an id that no hint has.
+//
 // Corresponds with GET /hints/{id} (the `GetHint` operationId).
 func (c *Client) GetHint(ctx context.Context, id HintID, params *GetHintParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetHintRequest(c.Server, id, params)
@@ -1215,6 +1326,9 @@ func (c *Client) PutHint(ctx context.Context, id HintID, params *PutHintParams, 
 }
 
 // ListHistory Everything that ended, newest first.
+//
+// One entry for each attempt that ended and for each build that was reused, cancelled or skipped. All filters that are given must
+// hold. A deep page costs what the first one does.
 //
 // Corresponds with GET /history (the `ListHistory` operationId).
 func (c *Client) ListHistory(ctx context.Context, params *ListHistoryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1311,6 +1425,9 @@ func (c *Client) AppendLog(ctx context.Context, name NamePath, version VersionPa
 
 // GetManifest What the last run that ended, or a given one, ended with.
 //
+// One entry for each wheel of the run: what was built, reused, failed, skipped or cancelled. 404 where no run has ended, or nothing
+// of that one is recorded yet.
+//
 // Corresponds with GET /manifest (the `GetManifest` operationId).
 func (c *Client) GetManifest(ctx context.Context, params *GetManifestParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetManifestRequest(c.Server, params)
@@ -1325,6 +1442,8 @@ func (c *Client) GetManifest(ctx context.Context, params *GetManifestParams, req
 }
 
 // RecordManifestWithBody A worker's manifest entries, all or none.
+//
+// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1343,6 +1462,8 @@ func (c *Client) RecordManifestWithBody(ctx context.Context, params *RecordManif
 
 // RecordManifest A worker's manifest entries, all or none.
 //
+// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /manifest (the `RecordManifest` operationId).
@@ -1359,6 +1480,8 @@ func (c *Client) RecordManifest(ctx context.Context, params *RecordManifestParam
 }
 
 // ListPackages Each project with what became of its builds, the last changed first.
+//
+// GET /packages/{name} has the versions and targets of one.
 //
 // Corresponds with GET /packages (the `ListPackages` operationId).
 func (c *Client) ListPackages(ctx context.Context, params *ListPackagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1391,6 +1514,8 @@ func (c *Client) GetPackage(ctx context.Context, name NamePath, params *GetPacka
 }
 
 // GetPlan The latest plan, with the state of each node now.
+//
+// Of all runs, or with `run_id` of that one. 404 where there is none yet.
 //
 // Corresponds with GET /plan (the `GetPlan` operationId).
 func (c *Client) GetPlan(ctx context.Context, params *GetPlanParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1447,6 +1572,8 @@ func (c *Client) RecordPlan(ctx context.Context, params *RecordPlanParams, body 
 
 // ListPlans Plans, newest first, without their nodes.
 //
+// With `run_id` those of one run. GET /plans/{id} has the nodes and edges.
+//
 // Corresponds with GET /plans (the `ListPlans` operationId).
 func (c *Client) ListPlans(ctx context.Context, params *ListPlansParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListPlansRequest(c.Server, params)
@@ -1462,6 +1589,8 @@ func (c *Client) ListPlans(ctx context.Context, params *ListPlansParams, reqEdit
 
 // GetPlanByID One plan, with the state of each node now.
 //
+// A plan does not change; the states of its nodes do. 404 for an id that no plan has.
+//
 // Corresponds with GET /plans/{id} (the `GetPlanByID` operationId).
 func (c *Client) GetPlanByID(ctx context.Context, id UUID, params *GetPlanByIDParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetPlanByIDRequest(c.Server, id, params)
@@ -1476,6 +1605,8 @@ func (c *Client) GetPlanByID(ctx context.Context, id UUID, params *GetPlanByIDPa
 }
 
 // ListProjections How each read model stands.
+//
+// One that lags behind shows old things; one with dead letters lacks what these would have changed.
 //
 // Corresponds with GET /projections (the `ListProjections` operationId).
 func (c *Client) ListProjections(ctx context.Context, params *ListProjectionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1546,6 +1677,8 @@ func (c *Client) RebuildProjection(ctx context.Context, name ProjectionName, par
 
 // ListQueue Queued builds in the order in which they are leased.
 //
+// One that has a `not_before` is passed over until then. Ages are at most half a second old.
+//
 // Corresponds with GET /queue (the `ListQueue` operationId).
 func (c *Client) ListQueue(ctx context.Context, params *ListQueueParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListQueueRequest(c.Server, params)
@@ -1560,6 +1693,8 @@ func (c *Client) ListQueue(ctx context.Context, params *ListQueueParams, reqEdit
 }
 
 // ClearQueueWithBody Empties the queue.
+//
+// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1578,6 +1713,8 @@ func (c *Client) ClearQueueWithBody(ctx context.Context, params *ClearQueueParam
 
 // ClearQueue Empties the queue.
 //
+// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /queue/clear (the `ClearQueue` operationId).
@@ -1594,6 +1731,9 @@ func (c *Client) ClearQueue(ctx context.Context, params *ClearQueueParams, body 
 }
 
 // EnqueueWithBody One wheel into the queue, or the entry that is there already.
+//
+// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+// `deduplicated`. Without tags those of the workers are meant, where all have the same.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1612,6 +1752,9 @@ func (c *Client) EnqueueWithBody(ctx context.Context, params *EnqueueParams, con
 
 // Enqueue One wheel into the queue, or the entry that is there already.
 //
+// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /queue/enqueue (the `Enqueue` operationId).
@@ -1628,6 +1771,8 @@ func (c *Client) Enqueue(ctx context.Context, params *EnqueueParams, body Enqueu
 }
 
 // PauseQueueWithBody No leases from now on.
+//
+// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1646,6 +1791,8 @@ func (c *Client) PauseQueueWithBody(ctx context.Context, params *PauseQueueParam
 
 // PauseQueue No leases from now on.
 //
+// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /queue/pause (the `PauseQueue` operationId).
@@ -1663,6 +1810,8 @@ func (c *Client) PauseQueue(ctx context.Context, params *PauseQueueParams, body 
 
 // ResumeQueue Leases again.
 //
+// Workers that wait are given jobs at once. Resuming what is not paused changes nothing.
+//
 // Corresponds with POST /queue/resume (the `ResumeQueue` operationId).
 func (c *Client) ResumeQueue(ctx context.Context, params *ResumeQueueParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewResumeQueueRequest(c.Server, params)
@@ -1677,6 +1826,8 @@ func (c *Client) ResumeQueue(ctx context.Context, params *ResumeQueueParams, req
 }
 
 // GetQueueStats Length, oldest age, leased, paused, by tag.
+//
+// `leased` is what workers have; it is not part of `length`. Ages are at most half a second old.
 //
 // Corresponds with GET /queue/stats (the `GetQueueStats` operationId).
 func (c *Client) GetQueueStats(ctx context.Context, params *GetQueueStatsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1693,6 +1844,8 @@ func (c *Client) GetQueueStats(ctx context.Context, params *GetQueueStatsParams,
 
 // GetReady Each part with its state.
 //
+// Each part is tried anew, so it is of this moment: it has no ETag and no `min_position`.
+//
 // Corresponds with GET /ready (the `GetReady` operationId).
 func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetReadyRequest(c.Server)
@@ -1707,6 +1860,8 @@ func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*
 }
 
 // ListRecent The newest history entries.
+//
+// As /history without a cursor: for who wants to see what happens, not to page through it.
 //
 // Corresponds with GET /recent (the `ListRecent` operationId).
 func (c *Client) ListRecent(ctx context.Context, params *ListRecentParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1723,6 +1878,8 @@ func (c *Client) ListRecent(ctx context.Context, params *ListRecentParams, reqEd
 
 // ListRuns Requirement sets, newest first, without their text.
 //
+// `state` is where a run stands now. GET /runs/{id} has its text.
+//
 // Corresponds with GET /runs (the `ListRuns` operationId).
 func (c *Client) ListRuns(ctx context.Context, params *ListRunsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListRunsRequest(c.Server, params)
@@ -1737,6 +1894,9 @@ func (c *Client) ListRuns(ctx context.Context, params *ListRunsParams, reqEditor
 }
 
 // SubmitRunWithBody Asks for the wheels of a requirements text.
+//
+// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+// by itself as soon as what it needs is there.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1755,6 +1915,9 @@ func (c *Client) SubmitRunWithBody(ctx context.Context, params *SubmitRunParams,
 
 // SubmitRun Asks for the wheels of a requirements text.
 //
+// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+// by itself as soon as what it needs is there.
+//
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /runs (the `SubmitRun` operationId).
@@ -1772,6 +1935,8 @@ func (c *Client) SubmitRun(ctx context.Context, params *SubmitRunParams, body Su
 
 // GetRun One run, with its text.
 //
+// `counts` and `state` follow its builds while they run. 404 for an id that no run has.
+//
 // Corresponds with GET /runs/{id} (the `GetRun` operationId).
 func (c *Client) GetRun(ctx context.Context, id RunID, params *GetRunParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetRunRequest(c.Server, id, params)
@@ -1786,6 +1951,9 @@ func (c *Client) GetRun(ctx context.Context, id RunID, params *GetRunParams, req
 }
 
 // CancelRunWithBody Stops what has not been built.
+//
+// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+// has ended.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1803,6 +1971,9 @@ func (c *Client) CancelRunWithBody(ctx context.Context, id RunID, params *Cancel
 }
 
 // CancelRun Stops what has not been built.
+//
+// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+// has ended.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1874,6 +2045,9 @@ func (c *Client) GetThroughputStats(ctx context.Context, params *GetThroughputSt
 
 // GetSummary Counts, cache hits, the latest failures, the queue and the last run.
 //
+// `counts` are of all builds as they stand now; `window` and the failures are of what ended since `since`. Ages are at most half a
+// second old.
+//
 // Corresponds with GET /summary (the `GetSummary` operationId).
 func (c *Client) GetSummary(ctx context.Context, params *GetSummaryParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetSummaryRequest(c.Server, params)
@@ -1888,6 +2062,9 @@ func (c *Client) GetSummary(ctx context.Context, params *GetSummaryParams, reqEd
 }
 
 // HeartbeatWithBody Extends the leases of the jobs that it names; the answer says what to do with each.
+//
+// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+// harm.
 //
 // Takes any type of body and a specified content type.
 //
@@ -1905,6 +2082,9 @@ func (c *Client) HeartbeatWithBody(ctx context.Context, contentType string, body
 }
 
 // Heartbeat Extends the leases of the jobs that it names; the answer says what to do with each.
+//
+// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+// harm.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -3237,7 +3417,7 @@ func NewRetryBuildRequestWithBody(server string, name NamePath, version VersionP
 }
 
 // NewGetCommandRequest constructs an http.Request for the GetCommand method
-func NewGetCommandRequest(server string, id UUID) (*http.Request, error) {
+func NewGetCommandRequest(server string, id UUID, params *GetCommandParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3262,16 +3442,58 @@ func NewGetCommandRequest(server string, id UUID) (*http.Request, error) {
 		return nil, err
 	}
 
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
 }
 
 // NewGetConfigRequest constructs an http.Request for the GetConfig method
-func NewGetConfigRequest(server string) (*http.Request, error) {
+func NewGetConfigRequest(server string, params *GetConfigParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -3292,6 +3514,21 @@ func NewGetConfigRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -5255,6 +5492,33 @@ func NewListProjectionsRequest(server string, params *ListProjectionsParams) (*h
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.MinPosition != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "min_position", *params.MinPosition, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -7238,6 +7502,8 @@ type ClientWithResponsesInterface interface {
 
 	// ListArtifactsWithResponse Wheels in the index, newest first.
 	//
+	// Yanked ones too. `package` and `version` are compared as PEP 503 and PEP 440 say.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /artifacts (the `ListArtifacts` operationId).
@@ -7286,6 +7552,8 @@ type ClientWithResponsesInterface interface {
 
 	// ListBuildsWithResponse Each wheel's build, the last changed first.
 	//
+	// All filters that are given must hold. One of several statuses is enough.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -7317,12 +7585,16 @@ type ClientWithResponsesInterface interface {
 
 	// GetBulkWithResponse How far a bulk action is.
 	//
+	// `applied`, `refused` and `pending` make up `concerned`. 404 for an id that no action has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
 	GetBulkWithResponse(ctx context.Context, id UUID, params *GetBulkParams, reqEditors ...RequestEditorFn) (*GetBulkResponse, error)
 
 	// GetBuildWithResponse One build with its attempts.
+	//
+	// Each attempt with its worker, its times, what it failed of and which hints matched. 404 for what nobody asked for.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7331,12 +7603,16 @@ type ClientWithResponsesInterface interface {
 
 	// CancelBuildWithBodyWithResponse Nobody wants it any more.
 	//
+	// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
 	CancelBuildWithBodyWithResponse(ctx context.Context, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params *CancelBuildParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CancelBuildResponse, error)
 
 	// CancelBuildWithResponse Nobody wants it any more.
+	//
+	// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7388,14 +7664,16 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /commands/{id} (the `GetCommand` operationId).
-	GetCommandWithResponse(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*GetCommandResponse, error)
+	GetCommandWithResponse(ctx context.Context, id UUID, params *GetCommandParams, reqEditors ...RequestEditorFn) (*GetCommandResponse, error)
 
 	// GetConfigWithResponse The configuration, without credentials.
+	//
+	// The settings of this process. They are not in the event log, so there is no `min_position`.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /config (the `GetConfig` operationId).
-	GetConfigWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetConfigResponse, error)
+	GetConfigWithResponse(ctx context.Context, params *GetConfigParams, reqEditors ...RequestEditorFn) (*GetConfigResponse, error)
 
 	// FollowEventsWithResponse Everything that happens, as server-sent events.
 	//
@@ -7412,12 +7690,17 @@ type ClientWithResponsesInterface interface {
 
 	// GetHealthWithResponse The process is alive.
 	//
+	// It touches nothing else, so it says nothing of Postgres or the bus: /ready does. It is of this moment: it has no ETag and no
+	// `min_position`.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /health (the `GetHealth` operationId).
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
 
 	// ListHintsWithResponse The catalogue of hints, the oldest first.
+	//
+	// Those that the program brought and those that were made here. All filters that are given must hold.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7467,6 +7750,8 @@ type ClientWithResponsesInterface interface {
 
 	// GetHintWithResponse One hint.
 	//
+	// With how often it matched and helped. 404 for an id that no hint has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /hints/{id} (the `GetHint` operationId).
@@ -7491,6 +7776,9 @@ type ClientWithResponsesInterface interface {
 	PutHintWithResponse(ctx context.Context, id HintID, params *PutHintParams, body PutHintJSONRequestBody, reqEditors ...RequestEditorFn) (*PutHintResponse, error)
 
 	// ListHistoryWithResponse Everything that ended, newest first.
+	//
+	// One entry for each attempt that ended and for each build that was reused, cancelled or skipped. All filters that are given must
+	// hold. A deep page costs what the first one does.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7543,12 +7831,17 @@ type ClientWithResponsesInterface interface {
 
 	// GetManifestWithResponse What the last run that ended, or a given one, ended with.
 	//
+	// One entry for each wheel of the run: what was built, reused, failed, skipped or cancelled. 404 where no run has ended, or nothing
+	// of that one is recorded yet.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /manifest (the `GetManifest` operationId).
 	GetManifestWithResponse(ctx context.Context, params *GetManifestParams, reqEditors ...RequestEditorFn) (*GetManifestResponse, error)
 
 	// RecordManifestWithBodyWithResponse A worker's manifest entries, all or none.
+	//
+	// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7557,12 +7850,16 @@ type ClientWithResponsesInterface interface {
 
 	// RecordManifestWithResponse A worker's manifest entries, all or none.
 	//
+	// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /manifest (the `RecordManifest` operationId).
 	RecordManifestWithResponse(ctx context.Context, params *RecordManifestParams, body RecordManifestJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordManifestResponse, error)
 
 	// ListPackagesWithResponse Each project with what became of its builds, the last changed first.
+	//
+	// GET /packages/{name} has the versions and targets of one.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7579,6 +7876,8 @@ type ClientWithResponsesInterface interface {
 	GetPackageWithResponse(ctx context.Context, name NamePath, params *GetPackageParams, reqEditors ...RequestEditorFn) (*GetPackageResponse, error)
 
 	// GetPlanWithResponse The latest plan, with the state of each node now.
+	//
+	// Of all runs, or with `run_id` of that one. 404 where there is none yet.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7607,6 +7906,8 @@ type ClientWithResponsesInterface interface {
 
 	// ListPlansWithResponse Plans, newest first, without their nodes.
 	//
+	// With `run_id` those of one run. GET /plans/{id} has the nodes and edges.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /plans (the `ListPlans` operationId).
@@ -7614,12 +7915,16 @@ type ClientWithResponsesInterface interface {
 
 	// GetPlanByIDWithResponse One plan, with the state of each node now.
 	//
+	// A plan does not change; the states of its nodes do. 404 for an id that no plan has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /plans/{id} (the `GetPlanByID` operationId).
 	GetPlanByIDWithResponse(ctx context.Context, id UUID, params *GetPlanByIDParams, reqEditors ...RequestEditorFn) (*GetPlanByIDResponse, error)
 
 	// ListProjectionsWithResponse How each read model stands.
+	//
+	// One that lags behind shows old things; one with dead letters lacks what these would have changed.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7658,12 +7963,16 @@ type ClientWithResponsesInterface interface {
 
 	// ListQueueWithResponse Queued builds in the order in which they are leased.
 	//
+	// One that has a `not_before` is passed over until then. Ages are at most half a second old.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /queue (the `ListQueue` operationId).
 	ListQueueWithResponse(ctx context.Context, params *ListQueueParams, reqEditors ...RequestEditorFn) (*ListQueueResponse, error)
 
 	// ClearQueueWithBodyWithResponse Empties the queue.
+	//
+	// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7672,12 +7981,17 @@ type ClientWithResponsesInterface interface {
 
 	// ClearQueueWithResponse Empties the queue.
 	//
+	// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /queue/clear (the `ClearQueue` operationId).
 	ClearQueueWithResponse(ctx context.Context, params *ClearQueueParams, body ClearQueueJSONRequestBody, reqEditors ...RequestEditorFn) (*ClearQueueResponse, error)
 
 	// EnqueueWithBodyWithResponse One wheel into the queue, or the entry that is there already.
+	//
+	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7686,12 +8000,17 @@ type ClientWithResponsesInterface interface {
 
 	// EnqueueWithResponse One wheel into the queue, or the entry that is there already.
 	//
+	// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+	// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /queue/enqueue (the `Enqueue` operationId).
 	EnqueueWithResponse(ctx context.Context, params *EnqueueParams, body EnqueueJSONRequestBody, reqEditors ...RequestEditorFn) (*EnqueueResponse, error)
 
 	// PauseQueueWithBodyWithResponse No leases from now on.
+	//
+	// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7700,12 +8019,16 @@ type ClientWithResponsesInterface interface {
 
 	// PauseQueueWithResponse No leases from now on.
 	//
+	// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
+	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /queue/pause (the `PauseQueue` operationId).
 	PauseQueueWithResponse(ctx context.Context, params *PauseQueueParams, body PauseQueueJSONRequestBody, reqEditors ...RequestEditorFn) (*PauseQueueResponse, error)
 
 	// ResumeQueueWithResponse Leases again.
+	//
+	// Workers that wait are given jobs at once. Resuming what is not paused changes nothing.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7714,12 +8037,16 @@ type ClientWithResponsesInterface interface {
 
 	// GetQueueStatsWithResponse Length, oldest age, leased, paused, by tag.
 	//
+	// `leased` is what workers have; it is not part of `length`. Ages are at most half a second old.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /queue/stats (the `GetQueueStats` operationId).
 	GetQueueStatsWithResponse(ctx context.Context, params *GetQueueStatsParams, reqEditors ...RequestEditorFn) (*GetQueueStatsResponse, error)
 
 	// GetReadyWithResponse Each part with its state.
+	//
+	// Each part is tried anew, so it is of this moment: it has no ETag and no `min_position`.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7728,12 +8055,16 @@ type ClientWithResponsesInterface interface {
 
 	// ListRecentWithResponse The newest history entries.
 	//
+	// As /history without a cursor: for who wants to see what happens, not to page through it.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /recent (the `ListRecent` operationId).
 	ListRecentWithResponse(ctx context.Context, params *ListRecentParams, reqEditors ...RequestEditorFn) (*ListRecentResponse, error)
 
 	// ListRunsWithResponse Requirement sets, newest first, without their text.
+	//
+	// `state` is where a run stands now. GET /runs/{id} has its text.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -7742,12 +8073,18 @@ type ClientWithResponsesInterface interface {
 
 	// SubmitRunWithBodyWithResponse Asks for the wheels of a requirements text.
 	//
+	// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+	// by itself as soon as what it needs is there.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /runs (the `SubmitRun` operationId).
 	SubmitRunWithBodyWithResponse(ctx context.Context, params *SubmitRunParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SubmitRunResponse, error)
 
 	// SubmitRunWithResponse Asks for the wheels of a requirements text.
+	//
+	// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+	// by itself as soon as what it needs is there.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7756,6 +8093,8 @@ type ClientWithResponsesInterface interface {
 
 	// GetRunWithResponse One run, with its text.
 	//
+	// `counts` and `state` follow its builds while they run. 404 for an id that no run has.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /runs/{id} (the `GetRun` operationId).
@@ -7763,12 +8102,18 @@ type ClientWithResponsesInterface interface {
 
 	// CancelRunWithBodyWithResponse Stops what has not been built.
 	//
+	// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+	// has ended.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /runs/{id}/cancel (the `CancelRun` operationId).
 	CancelRunWithBodyWithResponse(ctx context.Context, id RunID, params *CancelRunParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CancelRunResponse, error)
 
 	// CancelRunWithResponse Stops what has not been built.
+	//
+	// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+	// has ended.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -7806,6 +8151,9 @@ type ClientWithResponsesInterface interface {
 
 	// GetSummaryWithResponse Counts, cache hits, the latest failures, the queue and the last run.
 	//
+	// `counts` are of all builds as they stand now; `window` and the failures are of what ended since `since`. Ages are at most half a
+	// second old.
+	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /summary (the `GetSummary` operationId).
@@ -7813,12 +8161,18 @@ type ClientWithResponsesInterface interface {
 
 	// HeartbeatWithBodyWithResponse Extends the leases of the jobs that it names; the answer says what to do with each.
 	//
+	// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+	// harm.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /worker/heartbeat (the `Heartbeat` operationId).
 	HeartbeatWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatResponse, error)
 
 	// HeartbeatWithResponse Extends the leases of the jobs that it names; the answer says what to do with each.
+	//
+	// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+	// harm.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -8352,6 +8706,7 @@ func (r RetryBuildResponse) StatusCode() int {
 
 // GetCommandResponse200Headers the declared response headers of an HTTP 200 response for GetCommand
 type GetCommandResponse200Headers struct {
+	ETag             string
 	RefineryPosition int64
 }
 
@@ -8382,6 +8737,11 @@ func (r GetCommandResponse) StatusCode() int {
 	return 0
 }
 
+// GetConfigResponse200Headers the declared response headers of an HTTP 200 response for GetConfig
+type GetConfigResponse200Headers struct {
+	ETag string
+}
+
 type GetConfigResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -8389,6 +8749,8 @@ type GetConfigResponse struct {
 	JSON200 *Config
 	// ApplicationProblemJSONDefault the response for an HTTP default `application/problem+json` response
 	ApplicationProblemJSONDefault *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetConfigResponse200Headers
 }
 
 // Status returns HTTPResponse.Status
@@ -10136,6 +10498,8 @@ func (r ListWorkersResponse) StatusCode() int {
 
 // ListArtifactsWithResponse Wheels in the index, newest first.
 //
+// Yanked ones too. `package` and `version` are compared as PEP 503 and PEP 440 say.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /artifacts (the `ListArtifacts` operationId).
@@ -10214,6 +10578,8 @@ func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params 
 
 // ListBuildsWithResponse Each wheel's build, the last changed first.
 //
+// All filters that are given must hold. One of several statuses is enough.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /builds (the `ListBuilds` operationId).
@@ -10263,6 +10629,8 @@ func (c *ClientWithResponses) BulkBuildsWithResponse(ctx context.Context, params
 
 // GetBulkWithResponse How far a bulk action is.
 //
+// `applied`, `refused` and `pending` make up `concerned`. 404 for an id that no action has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /builds/bulk/{id} (the `GetBulk` operationId).
@@ -10275,6 +10643,8 @@ func (c *ClientWithResponses) GetBulkWithResponse(ctx context.Context, id UUID, 
 }
 
 // GetBuildWithResponse One build with its attempts.
+//
+// Each attempt with its worker, its times, what it failed of and which hints matched. 404 for what nobody asked for.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10289,6 +10659,8 @@ func (c *ClientWithResponses) GetBuildWithResponse(ctx context.Context, name Nam
 
 // CancelBuildWithBodyWithResponse Nobody wants it any more.
 //
+// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /builds/{name}/{version}/{python_tag}/{platform_tag}/cancel (the `CancelBuild` operationId).
@@ -10301,6 +10673,8 @@ func (c *ClientWithResponses) CancelBuildWithBodyWithResponse(ctx context.Contex
 }
 
 // CancelBuildWithResponse Nobody wants it any more.
+//
+// A build that waits leaves the queue; a worker that builds it stops within one heartbeat. 409 for one that has ended.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10382,8 +10756,8 @@ func (c *ClientWithResponses) RetryBuildWithResponse(ctx context.Context, name N
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /commands/{id} (the `GetCommand` operationId).
-func (c *ClientWithResponses) GetCommandWithResponse(ctx context.Context, id UUID, reqEditors ...RequestEditorFn) (*GetCommandResponse, error) {
-	rsp, err := c.GetCommand(ctx, id, reqEditors...)
+func (c *ClientWithResponses) GetCommandWithResponse(ctx context.Context, id UUID, params *GetCommandParams, reqEditors ...RequestEditorFn) (*GetCommandResponse, error) {
+	rsp, err := c.GetCommand(ctx, id, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -10392,11 +10766,13 @@ func (c *ClientWithResponses) GetCommandWithResponse(ctx context.Context, id UUI
 
 // GetConfigWithResponse The configuration, without credentials.
 //
+// The settings of this process. They are not in the event log, so there is no `min_position`.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /config (the `GetConfig` operationId).
-func (c *ClientWithResponses) GetConfigWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetConfigResponse, error) {
-	rsp, err := c.GetConfig(ctx, reqEditors...)
+func (c *ClientWithResponses) GetConfigWithResponse(ctx context.Context, params *GetConfigParams, reqEditors ...RequestEditorFn) (*GetConfigResponse, error) {
+	rsp, err := c.GetConfig(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -10424,6 +10800,9 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 
 // GetHealthWithResponse The process is alive.
 //
+// It touches nothing else, so it says nothing of Postgres or the bus: /ready does. It is of this moment: it has no ETag and no
+// `min_position`.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /health (the `GetHealth` operationId).
@@ -10436,6 +10815,8 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 }
 
 // ListHintsWithResponse The catalogue of hints, the oldest first.
+//
+// Those that the program brought and those that were made here. All filters that are given must hold.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10515,6 +10896,8 @@ func (c *ClientWithResponses) DeleteHintWithResponse(ctx context.Context, id Hin
 
 // GetHintWithResponse One hint.
 //
+// With how often it matched and helped. 404 for an id that no hint has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /hints/{id} (the `GetHint` operationId).
@@ -10557,6 +10940,9 @@ func (c *ClientWithResponses) PutHintWithResponse(ctx context.Context, id HintID
 }
 
 // ListHistoryWithResponse Everything that ended, newest first.
+//
+// One entry for each attempt that ended and for each build that was reused, cancelled or skipped. All filters that are given must
+// hold. A deep page costs what the first one does.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10639,6 +11025,9 @@ func (c *ClientWithResponses) AppendLogWithResponse(ctx context.Context, name Na
 
 // GetManifestWithResponse What the last run that ended, or a given one, ended with.
 //
+// One entry for each wheel of the run: what was built, reused, failed, skipped or cancelled. 404 where no run has ended, or nothing
+// of that one is recorded yet.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /manifest (the `GetManifest` operationId).
@@ -10651,6 +11040,8 @@ func (c *ClientWithResponses) GetManifestWithResponse(ctx context.Context, param
 }
 
 // RecordManifestWithBodyWithResponse A worker's manifest entries, all or none.
+//
+// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10665,6 +11056,8 @@ func (c *ClientWithResponses) RecordManifestWithBodyWithResponse(ctx context.Con
 
 // RecordManifestWithResponse A worker's manifest entries, all or none.
 //
+// One that does not hold refuses all. A later entry of the same build replaces the earlier one. 404 for an id that no run has.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /manifest (the `RecordManifest` operationId).
@@ -10677,6 +11070,8 @@ func (c *ClientWithResponses) RecordManifestWithResponse(ctx context.Context, pa
 }
 
 // ListPackagesWithResponse Each project with what became of its builds, the last changed first.
+//
+// GET /packages/{name} has the versions and targets of one.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10705,6 +11100,8 @@ func (c *ClientWithResponses) GetPackageWithResponse(ctx context.Context, name N
 }
 
 // GetPlanWithResponse The latest plan, with the state of each node now.
+//
+// Of all runs, or with `run_id` of that one. 404 where there is none yet.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10751,6 +11148,8 @@ func (c *ClientWithResponses) RecordPlanWithResponse(ctx context.Context, params
 
 // ListPlansWithResponse Plans, newest first, without their nodes.
 //
+// With `run_id` those of one run. GET /plans/{id} has the nodes and edges.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /plans (the `ListPlans` operationId).
@@ -10764,6 +11163,8 @@ func (c *ClientWithResponses) ListPlansWithResponse(ctx context.Context, params 
 
 // GetPlanByIDWithResponse One plan, with the state of each node now.
 //
+// A plan does not change; the states of its nodes do. 404 for an id that no plan has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /plans/{id} (the `GetPlanByID` operationId).
@@ -10776,6 +11177,8 @@ func (c *ClientWithResponses) GetPlanByIDWithResponse(ctx context.Context, id UU
 }
 
 // ListProjectionsWithResponse How each read model stands.
+//
+// One that lags behind shows old things; one with dead letters lacks what these would have changed.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10838,6 +11241,8 @@ func (c *ClientWithResponses) RebuildProjectionWithResponse(ctx context.Context,
 
 // ListQueueWithResponse Queued builds in the order in which they are leased.
 //
+// One that has a `not_before` is passed over until then. Ages are at most half a second old.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /queue (the `ListQueue` operationId).
@@ -10850,6 +11255,8 @@ func (c *ClientWithResponses) ListQueueWithResponse(ctx context.Context, params 
 }
 
 // ClearQueueWithBodyWithResponse Empties the queue.
+//
+// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10864,6 +11271,8 @@ func (c *ClientWithResponses) ClearQueueWithBodyWithResponse(ctx context.Context
 
 // ClearQueueWithResponse Empties the queue.
 //
+// What waits is cancelled, on every transport; what workers have is left, unless `include_leased`. What is queued afterwards stays.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /queue/clear (the `ClearQueue` operationId).
@@ -10876,6 +11285,9 @@ func (c *ClientWithResponses) ClearQueueWithResponse(ctx context.Context, params
 }
 
 // EnqueueWithBodyWithResponse One wheel into the queue, or the entry that is there already.
+//
+// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+// `deduplicated`. Without tags those of the workers are meant, where all have the same.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10890,6 +11302,9 @@ func (c *ClientWithResponses) EnqueueWithBodyWithResponse(ctx context.Context, p
 
 // EnqueueWithResponse One wheel into the queue, or the entry that is there already.
 //
+// The build is known by package, version and tags: while it waits or is built, asking again gives the same entry, with
+// `deduplicated`. Without tags those of the workers are meant, where all have the same.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /queue/enqueue (the `Enqueue` operationId).
@@ -10902,6 +11317,8 @@ func (c *ClientWithResponses) EnqueueWithResponse(ctx context.Context, params *E
 }
 
 // PauseQueueWithBodyWithResponse No leases from now on.
+//
+// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -10916,6 +11333,8 @@ func (c *ClientWithResponses) PauseQueueWithBodyWithResponse(ctx context.Context
 
 // PauseQueueWithResponse No leases from now on.
 //
+// Workers finish what they have and get nothing new, no plans either. Enqueueing goes on. Pausing twice is as once.
+//
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /queue/pause (the `PauseQueue` operationId).
@@ -10928,6 +11347,8 @@ func (c *ClientWithResponses) PauseQueueWithResponse(ctx context.Context, params
 }
 
 // ResumeQueueWithResponse Leases again.
+//
+// Workers that wait are given jobs at once. Resuming what is not paused changes nothing.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10942,6 +11363,8 @@ func (c *ClientWithResponses) ResumeQueueWithResponse(ctx context.Context, param
 
 // GetQueueStatsWithResponse Length, oldest age, leased, paused, by tag.
 //
+// `leased` is what workers have; it is not part of `length`. Ages are at most half a second old.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /queue/stats (the `GetQueueStats` operationId).
@@ -10954,6 +11377,8 @@ func (c *ClientWithResponses) GetQueueStatsWithResponse(ctx context.Context, par
 }
 
 // GetReadyWithResponse Each part with its state.
+//
+// Each part is tried anew, so it is of this moment: it has no ETag and no `min_position`.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10968,6 +11393,8 @@ func (c *ClientWithResponses) GetReadyWithResponse(ctx context.Context, reqEdito
 
 // ListRecentWithResponse The newest history entries.
 //
+// As /history without a cursor: for who wants to see what happens, not to page through it.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /recent (the `ListRecent` operationId).
@@ -10980,6 +11407,8 @@ func (c *ClientWithResponses) ListRecentWithResponse(ctx context.Context, params
 }
 
 // ListRunsWithResponse Requirement sets, newest first, without their text.
+//
+// `state` is where a run stands now. GET /runs/{id} has its text.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -10994,6 +11423,9 @@ func (c *ClientWithResponses) ListRunsWithResponse(ctx context.Context, params *
 
 // SubmitRunWithBodyWithResponse Asks for the wheels of a requirements text.
 //
+// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+// by itself as soon as what it needs is there.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /runs (the `SubmitRun` operationId).
@@ -11006,6 +11438,9 @@ func (c *ClientWithResponses) SubmitRunWithBodyWithResponse(ctx context.Context,
 }
 
 // SubmitRunWithResponse Asks for the wheels of a requirements text.
+//
+// As JSON, or as a form whose `requirements` and `constraints` are files. A worker plans it; what its plan says to build is queued
+// by itself as soon as what it needs is there.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11020,6 +11455,8 @@ func (c *ClientWithResponses) SubmitRunWithResponse(ctx context.Context, params 
 
 // GetRunWithResponse One run, with its text.
 //
+// `counts` and `state` follow its builds while they run. 404 for an id that no run has.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /runs/{id} (the `GetRun` operationId).
@@ -11033,6 +11470,9 @@ func (c *ClientWithResponses) GetRunWithResponse(ctx context.Context, id RunID, 
 
 // CancelRunWithBodyWithResponse Stops what has not been built.
 //
+// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+// has ended.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /runs/{id}/cancel (the `CancelRun` operationId).
@@ -11045,6 +11485,9 @@ func (c *ClientWithResponses) CancelRunWithBodyWithResponse(ctx context.Context,
 }
 
 // CancelRunWithResponse Stops what has not been built.
+//
+// What waits is cancelled; a worker that builds stops within one heartbeat, unless another run wants the same. 409 for a run that
+// has ended.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -11106,6 +11549,9 @@ func (c *ClientWithResponses) GetThroughputStatsWithResponse(ctx context.Context
 
 // GetSummaryWithResponse Counts, cache hits, the latest failures, the queue and the last run.
 //
+// `counts` are of all builds as they stand now; `window` and the failures are of what ended since `since`. Ages are at most half a
+// second old.
+//
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /summary (the `GetSummary` operationId).
@@ -11119,6 +11565,9 @@ func (c *ClientWithResponses) GetSummaryWithResponse(ctx context.Context, params
 
 // HeartbeatWithBodyWithResponse Extends the leases of the jobs that it names; the answer says what to do with each.
 //
+// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+// harm.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /worker/heartbeat (the `Heartbeat` operationId).
@@ -11131,6 +11580,9 @@ func (c *ClientWithResponses) HeartbeatWithBodyWithResponse(ctx context.Context,
 }
 
 // HeartbeatWithResponse Extends the leases of the jobs that it names; the answer says what to do with each.
+//
+// Every `interval_seconds`. A job that is not named is not extended. It is no command: it leaves no event, and repeating it does no
+// harm.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -12066,6 +12518,9 @@ func ParseGetCommandResponse(rsp *http.Response) (*GetCommandResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -12078,6 +12533,13 @@ func ParseGetCommandResponse(rsp *http.Response) (*GetCommandResponse, error) {
 	switch {
 	case rsp.StatusCode == 200:
 		var headers GetCommandResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
 		if values := rsp.Header.Values("Refinery-Position"); len(values) > 0 {
 			var value int64
 			if err := runtime.BindStyledParameterWithOptions("simple", "Refinery-Position", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"}); err != nil {
@@ -12112,6 +12574,9 @@ func ParseGetConfigResponse(rsp *http.Response) (*GetConfigResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case rsp.StatusCode == 304:
+		break // No content-type
+
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -12119,6 +12584,19 @@ func ParseGetConfigResponse(rsp *http.Response) (*GetConfigResponse, error) {
 		}
 		response.ApplicationProblemJSONDefault = &dest
 
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetConfigResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil

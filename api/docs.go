@@ -54,7 +54,8 @@ type (
 	docsAnswer struct{ Status, About, Type, Ref string }
 	docsSchema struct {
 		docsField
-		Fields []docsField
+		Fields  []docsField
+		Example string
 	}
 	docsField struct {
 		Name, In, Type, Ref, About, Limits string
@@ -109,7 +110,7 @@ func newDocs(doc *openapi3.T) (*docs, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(doc.Components.Schemas)) {
 		ref := doc.Components.Schemas[name]
-		s := docsSchema{docsField: field(name, ref), Fields: fields(ref.Value)}
+		s := docsSchema{docsField: field(name, ref), Fields: fields(ref.Value), Example: shownExample(ref.Value.Example)}
 		s.About = ref.Value.Description
 		p.Schemas = append(p.Schemas, s)
 	}
@@ -149,15 +150,27 @@ func (o *docsOperation) body(b *openapi3.RequestBody) {
 	f := field("body", media.Schema)
 	f.Required = b.Required
 	o.Body = &f
-	example := media.Example
-	if example == nil && media.Schema != nil {
-		example = exampleOf(media.Schema.Value, 0)
+	o.Example = shownExample(example(media))
+}
+
+// example is what media shows, by itself or by its schema; nil: nothing.
+func example(media *openapi3.MediaType) any {
+	if media.Example == nil && media.Schema != nil {
+		return media.Schema.Value.Example
 	}
-	if s, ok := example.(string); ok {
-		o.Example = s
-	} else if data, err := json.MarshalIndent(example, "", "  "); err == nil {
-		o.Example = string(data)
+	return media.Example
+}
+
+// shownExample is an example as it is read and sent.
+func shownExample(v any) string {
+	if s, ok := v.(string); ok {
+		return s
 	}
+	data, err := json.MarshalIndent(v, "", "  ")
+	if v == nil || err != nil { // it was JSON or YAML, so it is JSON again
+		return ""
+	}
+	return string(data)
 }
 
 var codeSpan = regexp.MustCompile("`([^`]+)`")
@@ -235,38 +248,4 @@ func fields(s *openapi3.Schema) []docsField {
 		all = append(all, f)
 	}
 	return all
-}
-
-// exampleOf makes a value of the shape of s, to start from.
-func exampleOf(s *openapi3.Schema, depth int) any {
-	switch {
-	case s.Example != nil:
-		return s.Example
-	case s.Default != nil:
-		return s.Default
-	case len(s.Enum) > 0:
-		return s.Enum[0]
-	case s.Type.Is("object") && depth < 4:
-		m := map[string]any{}
-		for name, p := range s.Properties {
-			if slices.Contains(s.Required, name) {
-				m[name] = exampleOf(p.Value, depth+1)
-			}
-		}
-		return m
-	case s.Type.Is("array"):
-		return []any{}
-	case s.Type.Is("integer"), s.Type.Is("number"):
-		return max(0, deref(s.Min))
-	case s.Type.Is("boolean"):
-		return false
-	}
-	return ""
-}
-
-func deref(f *float64) float64 {
-	if f == nil {
-		return 0
-	}
-	return *f
 }

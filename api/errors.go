@@ -136,6 +136,9 @@ func classify(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fault.New(fault.Timeout, "It took too long. Try again.")
 	}
+	if e := database(err); e != nil {
+		return e
+	}
 	return &fault.Error{Code: fault.Internal}
 }
 

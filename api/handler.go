@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -202,9 +204,18 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 	return nil
 }
 
-func document(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/yaml")
-	_, _ = w.Write(OpenAPI) // fails when the client has gone
+// documentTag names the contract as it is now.
+var documentTag = sync.OnceValue(func() string {
+	sum := sha256.Sum256(OpenAPI)
+	return fmt.Sprintf(`W/"%x"`, sum[:8])
+})
+
+func document(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Content-Type", "application/yaml")
+	h.Set("Cache-Control", "no-cache")
+	h.Set("ETag", documentTag())
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(OpenAPI))
 }
 
 func safe(method string) bool {

@@ -55,10 +55,10 @@ type ServerInterface interface {
 	RetryBuild(w http.ResponseWriter, r *http.Request, name NamePath, version VersionPath, pythonTag PythonTagPath, platformTag PlatformTagPath, params RetryBuildParams)
 	// GetCommand What became of a command.
 	// (GET /commands/{id})
-	GetCommand(w http.ResponseWriter, r *http.Request, id UUID)
+	GetCommand(w http.ResponseWriter, r *http.Request, id UUID, params GetCommandParams)
 	// GetConfig The configuration, without credentials.
 	// (GET /config)
-	GetConfig(w http.ResponseWriter, r *http.Request)
+	GetConfig(w http.ResponseWriter, r *http.Request, params GetConfigParams)
 	// FollowEvents Everything that happens, as server-sent events.
 	// (GET /events)
 	FollowEvents(w http.ResponseWriter, r *http.Request, params FollowEventsParams)
@@ -1337,8 +1337,45 @@ func (siw *ServerInterfaceWrapper) GetCommand(w http.ResponseWriter, r *http.Req
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCommandParams
+
+	// ------------- Optional query parameter "min_position" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "min_position", r.URL.Query(), &params.MinPosition, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "min_position"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "min_position", Err: err})
+		}
+		return
+	}
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetCommand(w, r, id)
+		siw.Handler.GetCommand(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1351,8 +1388,35 @@ func (siw *ServerInterfaceWrapper) GetCommand(w http.ResponseWriter, r *http.Req
 // GetConfig operation middleware
 func (siw *ServerInterfaceWrapper) GetConfig(w http.ResponseWriter, r *http.Request) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetConfigParams
+
+	headers := r.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch IfNoneMatch
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "If-None-Match", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "If-None-Match", Err: err})
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.GetConfig(w, r)
+		siw.Handler.GetConfig(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3182,6 +3246,19 @@ func (siw *ServerInterfaceWrapper) ListProjections(w http.ResponseWriter, r *htt
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListProjectionsParams
+
+	// ------------- Optional query parameter "min_position" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "min_position", r.URL.Query(), &params.MinPosition, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "min_position"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "min_position", Err: err})
+		}
+		return
+	}
 
 	headers := r.Header
 
@@ -5882,7 +5959,8 @@ func (response RetryBuilddefaultApplicationProblemPlusJSONResponse) VisitRetryBu
 }
 
 type GetCommandRequestObject struct {
-	ID UUID `json:"id"`
+	ID     UUID `json:"id"`
+	Params GetCommandParams
 }
 
 type GetCommandResponseObject interface {
@@ -5890,6 +5968,7 @@ type GetCommandResponseObject interface {
 }
 
 type GetCommand200ResponseHeaders struct {
+	ETag             string
 	RefineryPosition int64
 }
 
@@ -5905,10 +5984,18 @@ func (response GetCommand200JSONResponse) VisitGetCommandResponse(w http.Respons
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.Header().Set("Refinery-Position", fmt.Sprint(response.Headers.RefineryPosition))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetCommand304Response = NotModifiedResponse
+
+func (response GetCommand304Response) VisitGetCommandResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetCommanddefaultApplicationProblemPlusJSONResponse struct {
@@ -5929,24 +6016,40 @@ func (response GetCommanddefaultApplicationProblemPlusJSONResponse) VisitGetComm
 }
 
 type GetConfigRequestObject struct {
+	Params GetConfigParams
 }
 
 type GetConfigResponseObject interface {
 	VisitGetConfigResponse(w http.ResponseWriter) error
 }
 
-type GetConfig200JSONResponse Config
+type GetConfig200ResponseHeaders struct {
+	ETag string
+}
+
+type GetConfig200JSONResponse struct {
+	Body    Config
+	Headers GetConfig200ResponseHeaders
+}
 
 func (response GetConfig200JSONResponse) VisitGetConfigResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
+}
+
+type GetConfig304Response = NotModifiedResponse
+
+func (response GetConfig304Response) VisitGetConfigResponse(w http.ResponseWriter) error {
+	w.WriteHeader(304)
+	return nil
 }
 
 type GetConfigdefaultApplicationProblemPlusJSONResponse struct {
@@ -9457,10 +9560,11 @@ func (sh *strictHandler) RetryBuild(w http.ResponseWriter, r *http.Request, name
 }
 
 // GetCommand operation middleware
-func (sh *strictHandler) GetCommand(w http.ResponseWriter, r *http.Request, id UUID) {
+func (sh *strictHandler) GetCommand(w http.ResponseWriter, r *http.Request, id UUID, params GetCommandParams) {
 	var request GetCommandRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetCommand(ctx, request.(GetCommandRequestObject))
@@ -9483,8 +9587,10 @@ func (sh *strictHandler) GetCommand(w http.ResponseWriter, r *http.Request, id U
 }
 
 // GetConfig operation middleware
-func (sh *strictHandler) GetConfig(w http.ResponseWriter, r *http.Request) {
+func (sh *strictHandler) GetConfig(w http.ResponseWriter, r *http.Request, params GetConfigParams) {
 	var request GetConfigRequestObject
+
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.GetConfig(ctx, request.(GetConfigRequestObject))

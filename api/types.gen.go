@@ -659,7 +659,9 @@ type Artifact struct {
 	Project        string  `json:"project"`
 	RequiresPython string  `json:"requires_python"`
 	SHA256         string  `json:"sha256"`
-	Size           Size    `json:"size"`
+
+	// Size In bytes.
+	Size Size `json:"size"`
 
 	// Tags Expanded (PEP 425), such as py3-none-any.
 	Tags       []string  `json:"tags"`
@@ -678,8 +680,10 @@ type Artifact struct {
 type ArtifactAnswer struct {
 	Filename string `json:"filename"`
 	SHA256   string `json:"sha256"`
-	Size     Size   `json:"size"`
-	URL      string `json:"url"`
+
+	// Size In bytes.
+	Size Size   `json:"size"`
+	URL  string `json:"url"`
 }
 
 // ArtifactList defines model for ArtifactList.
@@ -738,7 +742,9 @@ type BuildAnswer struct {
 // BuildAttempt defines model for BuildAttempt.
 type BuildAttempt struct {
 	// Class What kind of failure it was.
-	Class      Class      `json:"class,omitempty,omitzero"`
+	Class Class `json:"class,omitempty,omitzero"`
+
+	// DurationMS In milliseconds; null before its end.
 	DurationMS *int64     `json:"duration_ms"`
 	EndedAt    *time.Time `json:"ended_at"`
 
@@ -788,8 +794,10 @@ type BuildStatus string
 type BuiltWheel struct {
 	Filename string `json:"filename"`
 	SHA256   string `json:"sha256"`
-	Size     Size   `json:"size"`
-	URL      string `json:"url"`
+
+	// Size In bytes.
+	Size Size   `json:"size"`
+	URL  string `json:"url"`
 }
 
 // Bulk defines model for Bulk.
@@ -991,7 +999,7 @@ type DeadLetterAnswer struct {
 	Stream string `json:"stream"`
 }
 
-// DurationMS defines model for DurationMS.
+// DurationMS In milliseconds.
 type DurationMS = int64
 
 // Edge `from` needs `to`. Both are name/version of a node.
@@ -1111,8 +1119,10 @@ type File struct {
 
 	// SHA256 In hex.
 	SHA256 SHA256 `json:"sha256"`
-	Size   Size   `json:"size,omitempty,omitzero"`
-	URL    string `json:"url,omitempty,omitzero"`
+
+	// Size In bytes.
+	Size Size   `json:"size,omitempty,omitzero"`
+	URL  string `json:"url,omitempty,omitzero"`
 }
 
 // Health defines model for Health.
@@ -1122,9 +1132,11 @@ type Health struct {
 
 // HeartbeatAnswer defines model for HeartbeatAnswer.
 type HeartbeatAnswer struct {
-	Action          WorkerAction `json:"action"`
-	IntervalSeconds int          `json:"interval_seconds"`
-	Jobs            []JobState   `json:"jobs"`
+	Action WorkerAction `json:"action"`
+
+	// IntervalSeconds Until the next heartbeat, in seconds.
+	IntervalSeconds int        `json:"interval_seconds"`
+	Jobs            []JobState `json:"jobs"`
 }
 
 // WorkerAction defines model for HeartbeatAnswer.action.
@@ -1245,7 +1257,9 @@ type HistoryEntry struct {
 	Attempt int `json:"attempt"`
 
 	// Class What kind of failure it was.
-	Class      Class      `json:"class,omitempty,omitzero"`
+	Class Class `json:"class,omitempty,omitzero"`
+
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
 
 	// Hints That the failed attempt matched, or whose recipes made it succeed; where none did, it is absent.
@@ -1257,10 +1271,12 @@ type HistoryEntry struct {
 	Reason      string              `json:"reason,omitempty,omitzero"`
 	RunID       *openapi_types.UUID `json:"run_id"`
 	SHA256      string              `json:"sha256,omitempty,omitzero"`
-	Size        Size                `json:"size,omitempty,omitzero"`
-	Status      HistoryStatus       `json:"status"`
-	Time        time.Time           `json:"time"`
-	Version     string              `json:"version"`
+
+	// Size In bytes.
+	Size    Size          `json:"size,omitempty,omitzero"`
+	Status  HistoryStatus `json:"status"`
+	Time    time.Time     `json:"time"`
+	Version string        `json:"version"`
 
 	// Wheel Its filename.
 	Wheel  string `json:"wheel,omitempty,omitzero"`
@@ -1301,8 +1317,10 @@ type Job struct {
 	FailedBefore Class `json:"failed_before,omitempty,omitzero"`
 
 	// IndexURL The refinery's own package index.
-	IndexURL     string   `json:"index_url"`
-	Kind         JobKind  `json:"kind"`
+	IndexURL string  `json:"index_url"`
+	Kind     JobKind `json:"kind"`
+
+	// LeaseSeconds How long the lease lasts unless heartbeats extend it, in seconds.
 	LeaseSeconds int      `json:"lease_seconds"`
 	Names        []string `json:"names,omitempty,omitzero"`
 	Platform     string   `json:"platform,omitempty,omitzero"`
@@ -1370,7 +1388,9 @@ type LeaseRequest struct {
 	Slots int `json:"slots"`
 
 	// Version Of the program.
-	Version     string   `json:"version,omitempty,omitzero"`
+	Version string `json:"version,omitempty,omitzero"`
+
+	// WaitSeconds How long to wait for a job, in seconds.
 	WaitSeconds int      `json:"wait_seconds,omitempty,omitzero"`
 	Worker      WorkerID `json:"worker"`
 }
@@ -1458,6 +1478,7 @@ type ManifestAnswer struct {
 
 // ManifestEntry What became of one wheel of a run.
 type ManifestEntry struct {
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
 
 	// Name A project's name, in any spelling (PEP 503, PEP 508).
@@ -1470,8 +1491,10 @@ type ManifestEntry struct {
 	PythonTag PythonTag `json:"python_tag"`
 
 	// Reason One line for people.
-	Reason Reason         `json:"reason,omitempty,omitzero"`
-	SHA256 string         `json:"sha256,omitempty,omitzero"`
+	Reason Reason `json:"reason,omitempty,omitzero"`
+	SHA256 string `json:"sha256,omitempty,omitzero"`
+
+	// Size In bytes.
 	Size   Size           `json:"size,omitempty,omitzero"`
 	Status ManifestStatus `json:"status"`
 
@@ -1597,11 +1620,15 @@ type PackageDetail struct {
 // PackageDurations How long the last attempts took that made a wheel, at most 200; zeros before the first.
 type PackageDurations struct {
 	// Count How many these are.
-	Count    int   `json:"count"`
-	MaxMS    int64 `json:"max_ms"`
+	Count int `json:"count"`
+
+	// MaxMS In milliseconds.
+	MaxMS int64 `json:"max_ms"`
+
+	// MedianMS In milliseconds.
 	MedianMS int64 `json:"median_ms"`
 
-	// P90Ms Nine of ten took no longer.
+	// P90Ms In milliseconds; nine of ten took no longer.
 	P90Ms int64 `json:"p90_ms"`
 }
 
@@ -1734,7 +1761,9 @@ type PlanNode struct {
 // PlanReport defines model for PlanReport.
 type PlanReport struct {
 	// Attempt Number of an attempt, from 1.
-	Attempt    Attempt    `json:"attempt"`
+	Attempt Attempt `json:"attempt"`
+
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
 	Edges      []Edge     `json:"edges,omitempty,omitzero"`
 	Error      *PlanError `json:"error,omitempty"`
@@ -1757,13 +1786,15 @@ type PlanReport struct {
 // PlanSummary defines model for PlanSummary.
 type PlanSummary struct {
 	// Actions How many nodes have each action.
-	Actions     map[string]int `json:"actions"`
-	CreatedAt   time.Time      `json:"created_at"`
-	DurationMS  int64          `json:"duration_ms"`
-	ID          UUID           `json:"id"`
-	PlatformTag string         `json:"platform_tag"`
-	PythonTag   string         `json:"python_tag"`
-	RunID       UUID           `json:"run_id"`
+	Actions   map[string]int `json:"actions"`
+	CreatedAt time.Time      `json:"created_at"`
+
+	// DurationMS In milliseconds.
+	DurationMS  int64  `json:"duration_ms"`
+	ID          UUID   `json:"id"`
+	PlatformTag string `json:"platform_tag"`
+	PythonTag   string `json:"python_tag"`
+	RunID       UUID   `json:"run_id"`
 
 	// Worker Who planned.
 	Worker string `json:"worker"`
@@ -1816,14 +1847,14 @@ type Projection struct {
 	// Lag Events behind the log.
 	Lag int64 `json:"lag"`
 
-	// LagSeconds How long the oldest of these has been in the log.
+	// LagSeconds How long the oldest of these has been in the log, in seconds.
 	LagSeconds int64  `json:"lag_seconds"`
 	Name       string `json:"name"`
 
 	// Position It shows the log up to here.
 	Position int64 `json:"position"`
 
-	// RebuiltPercent Of the log, while rebuilding.
+	// RebuiltPercent Per cent of the log, while rebuilding.
 	RebuiltPercent *float64 `json:"rebuilt_percent"`
 
 	// State live; rebuilding: a next generation is filled beside the one that is served; waiting: nobody has made its tables.
@@ -1858,6 +1889,7 @@ type PythonTag = string
 
 // QueueEntry defines model for QueueEntry.
 type QueueEntry struct {
+	// AgeSeconds How long it has been queued, in seconds.
 	AgeSeconds int64  `json:"age_seconds"`
 	Attempts   int    `json:"attempts"`
 	Name       string `json:"name"`
@@ -1875,7 +1907,9 @@ type QueueEntry struct {
 
 // QueueLength defines model for QueueLength.
 type QueueLength struct {
-	Length           int64  `json:"length"`
+	Length int64 `json:"length"`
+
+	// OldestAgeSeconds In seconds; null where it is empty.
 	OldestAgeSeconds *int64 `json:"oldest_age_seconds"`
 }
 
@@ -1894,11 +1928,13 @@ type QueueState struct {
 
 // QueueStats defines model for QueueStats.
 type QueueStats struct {
-	ByTag            []TagLength `json:"by_tag"`
-	Leased           int64       `json:"leased"`
-	Length           int64       `json:"length"`
-	OldestAgeSeconds *int64      `json:"oldest_age_seconds"`
-	Paused           bool        `json:"paused"`
+	ByTag  []TagLength `json:"by_tag"`
+	Leased int64       `json:"leased"`
+	Length int64       `json:"length"`
+
+	// OldestAgeSeconds In seconds; null where it is empty.
+	OldestAgeSeconds *int64 `json:"oldest_age_seconds"`
+	Paused           bool   `json:"paused"`
 }
 
 // Readiness defines model for Readiness.
@@ -1938,7 +1974,9 @@ type ResultReport struct {
 	Build BuildID `json:"build"`
 
 	// Class What kind of failure it was.
-	Class      Class      `json:"class,omitempty,omitzero"`
+	Class Class `json:"class,omitempty,omitzero"`
+
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
 
 	// Evidence The last lines of the log.
@@ -1990,7 +2028,7 @@ type Run struct {
 	// Detail Lines.
 	Detail []string `json:"detail,omitempty,omitzero"`
 
-	// DurationMS From creation to the end; null before.
+	// DurationMS From creation to the end, in milliseconds; null before.
 	DurationMS *int64              `json:"duration_ms"`
 	FinishedAt *time.Time          `json:"finished_at"`
 	ID         UUID                `json:"id"`
@@ -2086,12 +2124,14 @@ type SHA256 = string
 // Severity defines model for Severity.
 type Severity string
 
-// Size defines model for Size.
+// Size In bytes.
 type Size = int64
 
 // SlowBuild defines model for SlowBuild.
 type SlowBuild struct {
-	Attempt     int                 `json:"attempt"`
+	Attempt int `json:"attempt"`
+
+	// DurationMS In milliseconds.
 	DurationMS  DurationMS          `json:"duration_ms"`
 	Name        string              `json:"name"`
 	PlatformTag string              `json:"platform_tag"`
@@ -2117,17 +2157,25 @@ type SlowestStats struct {
 
 // SmokeLimits Of one build.
 type SmokeLimits struct {
-	DiskBytes   int64 `json:"disk_bytes,omitempty,omitzero"`
+	// DiskBytes In bytes.
+	DiskBytes int64 `json:"disk_bytes,omitempty,omitzero"`
+
+	// MemoryBytes In bytes.
 	MemoryBytes int64 `json:"memory_bytes,omitempty,omitzero"`
 
 	// Processes And threads.
-	Processes      int64 `json:"processes,omitempty,omitzero"`
+	Processes int64 `json:"processes,omitempty,omitzero"`
+
+	// TimeoutSeconds In seconds.
 	TimeoutSeconds int64 `json:"timeout_seconds,omitempty,omitzero"`
 }
 
 // SmokeReport defines model for SmokeReport.
 type SmokeReport struct {
-	BuildMS    DurationMS `json:"build_ms,omitempty,omitzero"`
+	// BuildMS In milliseconds.
+	BuildMS DurationMS `json:"build_ms,omitempty,omitzero"`
+
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms"`
 
 	// Failures What went wrong.
@@ -2140,7 +2188,9 @@ type SmokeReport struct {
 	Limits SmokeLimits `json:"limits,omitempty,omitzero"`
 
 	// Ok It planned and built.
-	Ok     bool       `json:"ok"`
+	Ok bool `json:"ok"`
+
+	// PlanMS In milliseconds.
 	PlanMS DurationMS `json:"plan_ms,omitempty,omitzero"`
 
 	// Program Version of the worker's program.
@@ -2160,7 +2210,7 @@ type SmokeReport struct {
 
 // SmokeRequest defines model for SmokeRequest.
 type SmokeRequest struct {
-	// TimeoutSeconds How long the answer may take; 60 where it is absent.
+	// TimeoutSeconds How long the answer may take, in seconds; 60 where it is absent.
 	TimeoutSeconds int `json:"timeout_seconds,omitempty,omitzero"`
 }
 
@@ -2214,6 +2264,7 @@ type Throughput struct {
 
 // ThroughputStats defines model for ThroughputStats.
 type ThroughputStats struct {
+	// BucketSeconds How long the time of one item is, in seconds.
 	BucketSeconds int          `json:"bucket_seconds"`
 	Items         []Throughput `json:"items"`
 
@@ -2224,7 +2275,9 @@ type ThroughputStats struct {
 
 // TriggerAnswer defines model for TriggerAnswer.
 type TriggerAnswer struct {
-	Attempts   int        `json:"attempts"`
+	Attempts int `json:"attempts"`
+
+	// DurationMS In milliseconds.
 	DurationMS DurationMS `json:"duration_ms,omitempty,omitzero"`
 	How        TriggerHow `json:"how"`
 	ID         UUID       `json:"id"`
@@ -2255,7 +2308,9 @@ type WheelRef struct {
 
 	// SHA256 In hex.
 	SHA256 SHA256 `json:"sha256"`
-	Size   Size   `json:"size"`
+
+	// Size In bytes.
+	Size Size `json:"size"`
 }
 
 // Worker defines model for Worker.
@@ -2545,6 +2600,21 @@ type RetryBuildParams struct {
 
 	// Prefer `respond-async` does not wait for the outcome (RFC 7240).
 	Prefer *Prefer `json:"Prefer,omitempty"`
+}
+
+// GetCommandParams defines parameters for GetCommand.
+type GetCommandParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
+}
+
+// GetConfigParams defines parameters for GetConfig.
+type GetConfigParams struct {
+	// IfNoneMatch 304 where it matches the ETag.
+	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }
 
 // FollowEventsParams defines parameters for FollowEvents.
@@ -2844,6 +2914,9 @@ type GetPlanByIDParams struct {
 
 // ListProjectionsParams defines parameters for ListProjections.
 type ListProjectionsParams struct {
+	// MinPosition Waits up to 5 s until the answer covers this position, then is 504.
+	MinPosition *MinPosition `form:"min_position,omitempty" json:"min_position,omitempty"`
+
 	// IfNoneMatch 304 where it matches the ETag.
 	IfNoneMatch *IfNoneMatch `json:"If-None-Match,omitempty"`
 }

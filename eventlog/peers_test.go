@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/pgtest"
@@ -28,7 +26,7 @@ func TestProcessesTellEachOther(t *testing.T) {
 	}
 	wg.Go(func() {
 		_ = there.Run(ctx, eventlog.Follower{Name: "other", Apply: func(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
-			b := &pgx.Batch{}
+			b := &eventlog.Writes{}
 			if last := batch[len(batch)-1]; last.Position%2 == 0 {
 				b.Queue("insert into made values ($1)", last.Position)
 			}

@@ -47,6 +47,11 @@ type AppliesTo struct {
 	Packages       []string `json:"packages,omitempty"`        // normalised names (PEP 503)
 }
 
+// IsZero says that there is no limit, also where a list is there and empty: both have the same JSON.
+func (a AppliesTo) IsZero() bool {
+	return len(a.Platforms)+len(a.Arch)+len(a.PythonVersions)+len(a.BuildBackends)+len(a.Packages) == 0
+}
+
 // Twin is the same for hints that match the same lines of the same builds.
 func (h Hint) Twin() string {
 	data, _ := json.Marshal([]any{h.Pattern, h.AppliesTo}) // cannot fail: text and lists of text

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -53,7 +54,7 @@ type artifactTables struct {
 
 var artifacts = define("artifacts", 1, func(m *models) *artifactTables {
 	return &artifactTables{
-		newTable[string, ArtifactRow](m, "files", "(position)", "(project, position)", "(version_key, position)"),
+		newTable[string, ArtifactRow](m, "files", "(position)", "(project, position)", "(version_key, position)", "(position) where yanked"),
 		newTable[string, ProjectRow](m, "projects"),
 	}
 }, on((*artifactTables).published), on((*artifactTables).yanked), on((*artifactTables).unyanked))
@@ -83,4 +84,16 @@ func (t *artifactTables) yank(m events.Recorded, yanked bool, reason string) {
 		a.Yanked, a.YankReason = yanked, reason
 		t.files.Put(a)
 	}
+}
+
+// Yanked reads the builds whose newest wheel is yanked.
+func Yanked(ctx context.Context, q Querier) (map[events.BuildID]bool, error) {
+	rows, err := Query[ArtifactRow](ctx, q, `from artifacts.files f where yanked and not exists (select from artifacts.files g
+		where g.project = f.project and (g.build_name, g.build_version, g.python_tag, g.platform_tag) = (f.build_name, f.build_version, f.python_tag, f.platform_tag)
+			and g.position > f.position)`)
+	found := make(map[events.BuildID]bool, len(rows))
+	for _, a := range rows {
+		found[a.Build()] = true
+	}
+	return found, err
 }

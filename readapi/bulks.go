@@ -38,8 +38,8 @@ func Matching(ctx context.Context, pool *pgxpool.Pool, f api.BulkFilter, statuse
 	equal(&w, "run_id", optional(f.RunID))
 	equal(&w, "class", optional(string(f.Class)))
 	if err := pool.QueryRow(ctx, "select count(*) from builds.builds"+w.String(), w.args...).Scan(&total); err != nil {
-		return nil, 0, trouble(ctx, fmt.Errorf("count builds: %w", err))
+		return nil, 0, fmt.Errorf("count builds: %w", err)
 	}
 	rows, err := projections.Query[projections.Target](ctx, pool, fmt.Sprintf("from builds.builds%s order by position limit %d", &w, limit), w.args...)
-	return convert(rows, projections.Target.Build), total, trouble(ctx, err)
+	return convert(rows, projections.Target.Build), total, err
 }

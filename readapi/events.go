@@ -46,7 +46,7 @@ func (s *Server) reached(ctx context.Context, pointer string, position int64) er
 	}
 	var head int64 // which another process may have moved
 	if err := s.o.Pool.QueryRow(ctx, "select position from head").Scan(&head); err != nil {
-		return trouble(ctx, fmt.Errorf("read the head of the log: %w", err))
+		return fmt.Errorf("read the head of the log: %w", err)
 	}
 	if position <= head {
 		return nil

@@ -10,7 +10,7 @@ import (
 // ListProjections answers GET /projections.
 func (s *Server) ListProjections(ctx context.Context, request api.ListProjectionsRequestObject) (api.ListProjectionsResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
 		status, err := s.o.Status(ctx)
 		return api.ProjectionList{Items: convert(status, projectionOf)}, err
 	})

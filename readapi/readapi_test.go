@@ -353,6 +353,35 @@ func TestMinPosition(t *testing.T) {
 	}
 }
 
+// What is not made of read models is asked for again as cheaply: the outcome of a command, the read models themselves, the configuration.
+func TestReadsBesideTheReadModels(t *testing.T) {
+	f := start(t)
+	command := "/commands/" + uuid.NewString()
+	for _, path := range []string{command, "/projections", "/config"} {
+		_, header, _ := f.get(path)
+		if status, again, _ := f.get(path, "If-None-Match", header.Get("ETag")); header.Get("ETag") == "" || status != http.StatusNotModified || again.Get("ETag") != header.Get("ETag") {
+			t.Errorf("%s: %d for its ETag %q", path, status, header.Get("ETag"))
+		}
+	}
+	// A command is decided where no read model moves, and its outcome is new nevertheless.
+	_, pending, _ := f.get(command)
+	f.options.Outcomes = func(context.Context, uuid.UUID) (eventlog.Outcome, bool, error) {
+		return eventlog.Outcome{Name: "queue.pause", Status: eventlog.Applied, First: 1000, Last: 1000}, true, nil
+	}
+	f.options.Wait = func(_ context.Context, position int64, models ...string) error {
+		if position != 900 || len(models) > 0 {
+			t.Errorf("it waits for %d of %v", position, models)
+		}
+		return nil
+	}
+	f.serve()
+	status, header, body := f.get(command+"?min_position=900", "If-None-Match", pending.Get("ETag"))
+	if status != http.StatusOK || pick(body, "status") != "applied" || header.Get("Refinery-Position") != "1000" {
+		t.Errorf("%d at %s: %v", status, header.Get("Refinery-Position"), body)
+	}
+	f.expect("/projections?min_position=900", http.StatusOK)
+}
+
 func TestReadyNamesWhatIsDown(t *testing.T) {
 	f := start(t)
 	f.same("ok", pick(f.expect("/ready", http.StatusOK), "status"))

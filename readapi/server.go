@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/singleflight"
 
@@ -149,7 +147,7 @@ func (s *Server) answer(ctx context.Context, r read, body func() (any, error)) (
 		}
 	}
 	if err != nil {
-		return api.Answer{}, trouble(ctx, err)
+		return api.Answer{}, err
 	}
 	h.Set("ETag", k.etag)
 	if has(r.match, k.etag) || r.match != nil && strings.TrimSpace(*r.match) == "*" { // anything that is there
@@ -171,7 +169,7 @@ func (s *Server) wait(ctx context.Context, position int64, models []string) erro
 	defer cancel()
 	err := s.o.Wait(waiting, position, models...)
 	if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
-		return trouble(ctx, err)
+		return err
 	}
 	at, _ := s.o.Covered(models...)
 	return fault.New(fault.Timeout, "The read models stand at position %d, %d before min_position. Try again later.", at, max(0, position-at))
@@ -196,26 +194,6 @@ func matches(header, tag string) bool {
 		}
 	}
 	return false
-}
-
-// trouble gives an error of the database the code that says whether trying again helps. The cause stays for the log.
-func trouble(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) { // which is a net.Error too
-		return err
-	}
-	_, connecting := errors.AsType[*pgconn.ConnectError](err)
-	_, network := errors.AsType[net.Error](err)
-	pg, answered := errors.AsType[*pgconn.PgError](err)
-	switch {
-	case answered && pg.Code == "55P03":
-		return errors.Join(fault.New(fault.Unavailable, "Something holds what this reads. Try again in a moment."), err)
-	case answered && pg.Code == "57014":
-		return errors.Join(fault.New(fault.Timeout, "The read took longer than %v. Ask for less: add a filter, or lower the limit.", statementTime), err)
-	case connecting, network, errors.Is(err, io.ErrUnexpectedEOF),
-		answered && (strings.HasPrefix(pg.Code, "57P") || strings.HasPrefix(pg.Code, "08") || pg.Code == "53300"):
-		return errors.Join(fault.New(fault.Unavailable, "The database does not answer. Try again in a moment; /ready says how it stands."), err)
-	}
-	return err
 }
 
 // invalid says what is wrong with a parameter of the query.

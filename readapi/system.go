@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strconv"
 
 	"github.com/wheelrefinery/refinery/api"
@@ -30,22 +29,22 @@ func (s *Server) GetReady(ctx context.Context, _ api.GetReadyRequestObject) (api
 }
 
 // GetConfig answers GET /config.
-func (s *Server) GetConfig(ctx context.Context, _ api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
-	c, err := s.o.Config(ctx)
-	if err != nil {
-		return nil, trouble(ctx, err)
-	}
-	return api.GetConfig200JSONResponse(c), nil
+func (s *Server) GetConfig(ctx context.Context, request api.GetConfigRequestObject) (api.GetConfigResponseObject, error) {
+	p := request.Params
+	return s.answer(ctx, read{match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) { return s.o.Config(ctx) })
 }
 
 // GetCommand answers GET /commands/{id}. Until it is handled, a command cannot be told from one that nobody sent: both are pending.
 func (s *Server) GetCommand(ctx context.Context, request api.GetCommandRequestObject) (api.GetCommandResponseObject, error) {
-	c := api.Command{ID: request.ID, Status: api.CommandStatusPending}
-	o, found, err := s.o.Outcomes(ctx, request.ID)
-	if err != nil {
-		return nil, trouble(ctx, err)
-	}
-	if found {
+	p := request.Params
+	var last int64
+	a, err := s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, aged: true}, func() (any, error) {
+		c := api.Command{ID: request.ID, Status: api.CommandStatusPending}
+		o, found, err := s.o.Outcomes(ctx, request.ID)
+		if err != nil || !found {
+			return c, err
+		}
+		last = o.Last
 		c.Name, c.Status = o.Name, api.CommandStatus(o.Status)
 		c.Positions = api.Positions{First: o.First, Last: o.Last}
 		if o.Problem != nil {
@@ -56,8 +55,13 @@ func (s *Server) GetCommand(ctx context.Context, request api.GetCommandRequestOb
 				return nil, fmt.Errorf("read the command's result: %w", err)
 			}
 		}
+		return c, nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	position, _ := s.o.Covered()
-	h := http.Header{"Refinery-Position": {strconv.FormatInt(max(position, o.Last), 10)}, "Cache-Control": {"no-cache"}}
-	return api.Answer{Status: http.StatusOK, Header: h, Body: c}, nil
+	if covered, _ := s.o.Covered(); last > covered {
+		a.Header.Set("Refinery-Position", strconv.FormatInt(last, 10))
+	}
+	return a, nil
 }

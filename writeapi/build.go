@@ -49,8 +49,14 @@ func (s *Server) Enqueue(ctx context.Context, r api.EnqueueRequestObject) (api.E
 	if err != nil {
 		return nil, err
 	}
-	c := commands.EnqueueBuild{Build: id, Priority: b.Priority, Recipes: recipes(b.Recipes)}
-	return send(ctx, s, meta(ctx, ""), c, func(build commands.Build, o eventlog.Outcome) api.Answer {
+	m, c := meta(ctx, ""), commands.EnqueueBuild{Build: id, Priority: b.Priority, Recipes: recipes(b.Recipes)}
+	if m.Digest, err = digest(ctx, c.Name(), c); err != nil { // that its wheel is yanked is no part of the request
+		return nil, err
+	}
+	if c.Rebuild, err = s.Yanked(ctx, id); err != nil {
+		return nil, err
+	}
+	return send(ctx, s, m, c, func(build commands.Build, o eventlog.Outcome) api.Answer {
 		a := api.Answer{
 			Status: http.StatusOK, Header: http.Header{"Location": {location(id)}},
 			Body: api.EnqueueAnswer{

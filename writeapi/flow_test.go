@@ -285,7 +285,11 @@ func TestBuild(t *testing.T) {
 	if got := into[api.EnqueueAnswer](p.send(200, "POST", "/queue/enqueue", request)); got.Status != "reused" || !got.Deduplicated {
 		t.Errorf("%+v", got)
 	}
-	want := []string{"build.queued.v1", "build.leased.v1", "build.started.v1", "build.succeeded.v1", "build.reused.v1"}
+	p.yanked = true
+	if got := into[api.EnqueueAnswer](p.send(201, "POST", "/queue/enqueue", request)); got.Status != "queued" || got.Deduplicated {
+		t.Errorf("%+v of a yanked wheel", got)
+	}
+	want := []string{"build.queued.v1", "build.leased.v1", "build.started.v1", "build.succeeded.v1", "build.reused.v1", "build.queued.v1"}
 	evs := p.stream(stream)
 	if got := names(evs); !slices.Equal(got, want) {
 		t.Errorf("%v", got)

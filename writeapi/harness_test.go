@@ -80,6 +80,7 @@ type plane struct {
 	jobs    *jobs
 	store   string
 	cleared int64
+	yanked  bool // every build's wheel is
 	twins   map[string][]string
 }
 
@@ -161,6 +162,7 @@ func start(t *testing.T, g gate) *plane {
 			}
 			return b.Publish(bus.TopicCommands, messages...)
 		},
+		Yanked: func(context.Context, events.BuildID) (bool, error) { return p.yanked, nil },
 		Twins: func(_ context.Context, twins []string) (map[string][]string, error) {
 			found := map[string][]string{}
 			for _, twin := range twins {

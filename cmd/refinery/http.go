@@ -45,6 +45,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Writes: p.pool, Reads: p.reads, Bus: p.bus, Backend: p.QueueBackend, Group: handlers, Log: p.log, Projections: p.read, Wheels: wheels,
 		Dir: p.dir, Logger: p.logger,
 	})
+	yanked := &yanked{log: p.log, reads: p.reads}
 	write := writeapi.New(writeapi.Options{
 		Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
 			return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
@@ -60,6 +61,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Cleared: func(ctx context.Context, position int64) (int, error) {
 			return projections.ClearCount(ctx, p.reads, position)
 		},
+		Yanked: yanked.is,
 		Twins: func(ctx context.Context, twins []string) (map[string][]string, error) {
 			return projections.Twins(ctx, p.reads, twins)
 		},

@@ -199,6 +199,34 @@ func TestWebhookIsCalledOnce(t *testing.T) {
 	}
 }
 
+// Workers of two processes that lease at once from one queue get every build, and none twice.
+func TestLeaseFromTwoProcesses(t *testing.T) {
+	const builds = 400
+	dir, dsn := t.TempDir(), pgtest.DSN(t)
+	one, two := startControlIn(t, dir, dsn), startControlIn(t, dir, dsn)
+	queueBuilds(t, one.plane, builds)
+	all := map[string]int{}
+	for end := time.Now().Add(time.Minute); len(all) < builds && time.Now().Before(end); {
+		leased, _ := leaseAll(t, 32, builds, one.plane, two.plane)
+		for name, n := range leased {
+			all[name] += n
+		}
+	}
+	for name, n := range all {
+		if n != 1 {
+			t.Errorf("%s was leased %d times", name, n)
+		}
+	}
+	if len(all) != builds {
+		t.Errorf("%d of %d builds were leased", len(all), builds)
+	}
+	var refused int
+	if err := one.pool.QueryRow(t.Context(), `select count(*) from commands where name = 'build.lease' and status = 'refused'`).Scan(&refused); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d leases, %d refused since the other process was quicker", len(all), refused)
+}
+
 // A process that is started again after it was killed takes up what it did at once: it need not wait for its own leases. One beside it has
 // a name of its own.
 func TestNames(t *testing.T) {

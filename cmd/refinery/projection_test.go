@@ -18,8 +18,13 @@ import (
 // append appends events to a wheel's stream and waits until the read models have them.
 func (c *control) append(filename string, expected int64, evs ...events.Event) (last int64) {
 	c.Helper()
+	return c.appendTo(events.ArtifactStream(filename), expected, evs...)
+}
+
+func (c *control) appendTo(stream string, expected int64, evs ...events.Event) (last int64) {
+	c.Helper()
 	results, err := c.log.Append(c.Context(), eventlog.Entry{
-		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: events.ArtifactStream(filename), Status: eventlog.Applied},
+		Outcome:  eventlog.Outcome{Command: uuid.New(), Name: "test", Stream: stream, Status: eventlog.Applied},
 		Expected: expected, Events: evs,
 	})
 	if err != nil || results[0].Err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -153,7 +154,7 @@ func (s *serveCmd) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	s.controlSettings.Roles = s.Roles
-	p, err := startPlane(ctx, s.controlSettings, dir, s.logTo(t.err))
+	p, err := startPlane(ctx, s.controlSettings, dir, s.logTo(t.err).With("process", os.Getpid()))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/wheelrefinery/refinery/api"
+	"github.com/wheelrefinery/refinery/events"
 )
 
 // page reads the index's page of a project.
@@ -71,4 +72,43 @@ func TestYank(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	has(`"yanked":false`, "", "demo false ")
+}
+
+// Whoever asks for a build whose wheel is there gets that one, but not where it is yanked; a newer wheel counts, not an older.
+func TestEnqueueOfWhatIsYanked(t *testing.T) {
+	c := startControl(t)
+	first, second := published("demo"), published("demo")
+	second.Filename, second.Attempt = "demo-1.0-cp311-none-any.whl", 2
+	made := func(p events.ArtifactPublished) []events.Event {
+		return []events.Event{
+			events.BuildQueued{},
+			events.BuildLeased{Attempt: p.Attempt, Worker: "w"},
+			events.BuildStarted{Attempt: p.Attempt},
+			events.BuildSucceeded{Attempt: p.Attempt, Worker: "w", Wheel: events.File{Filename: p.Filename, SHA256: p.SHA256, Size: p.Size}},
+		}
+	}
+	asked := func(status int, want api.BuildStatus, headers ...string) {
+		t.Helper()
+		var a api.EnqueueAnswer
+		c.call(status, "POST", "/queue/enqueue", api.EnqueueRequest{
+			Package: "demo", Version: "1.0", PythonTag: first.Build.PythonTag, PlatformTag: first.Build.PlatformTag,
+		}, &a, headers...)
+		if a.Status != want {
+			t.Errorf("%+v, want %s", a, want)
+		}
+	}
+	c.append(first.Filename, 0, first)
+	c.appendTo(first.Build.Stream(), 0, made(first)...)
+	asked(200, "reused", "Idempotency-Key", "k")
+	c.call(200, "POST", "/artifacts/"+first.Filename+"/yank", nil, nil)
+	asked(200, "reused", "Idempotency-Key", "k") // the same request
+	asked(201, "queued")
+	asked(200, "queued")
+	c.appendTo(first.Build.Stream(), 6, made(second)[1:]...)
+	c.append(second.Filename, 0, second)
+	asked(200, "reused")
+	no := false
+	c.call(200, "POST", "/artifacts/"+second.Filename+"/yank", nil, nil)
+	c.call(200, "POST", "/artifacts/"+first.Filename+"/yank", api.YankRequest{Yanked: &no}, nil)
+	asked(201, "queued")
 }

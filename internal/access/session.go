@@ -20,7 +20,8 @@ const (
 	mostSessions = 10_000
 	// sessionKept is how long a session is believed in that Postgres was asked for: so long it may outlive its end in another process.
 	sessionKept = time.Second
-	mostOffered = 4 // session ids of one request that are looked at
+	mostOffered = 4               // session ids of one request that are looked at
+	lookUpMost  = 2 * time.Second // for Postgres to answer: nobody is let in meanwhile
 )
 
 // session stands for a token until it ends, or the token does. It can do no more than when it began.
@@ -53,6 +54,8 @@ func (g *Guard) lookUp(ctx context.Context, ids []digest) (map[digest]session, e
 	if len(unknown) == 0 {
 		return found, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookUpMost)
+	defer cancel()
 	rows, err := g.config.Sessions.Query(ctx, `select id, token, scopes, ends from sessions where id = any($1)`, unknown)
 	if err != nil {
 		return nil, noSessions(err)

@@ -200,11 +200,15 @@ func (c *Checker) handlers(context.Context) (api.Part, error) {
 		if s.Oldest.IsZero() {
 			return fine("nothing waits"), err
 		}
+		who := "commands wait"
+		if s.Unacked > 0 { // of those that another process handles only the first is known
+			who = fmt.Sprint(s.Unacked, " ", who)
+		}
 		wait := time.Since(s.Oldest).Round(time.Second)
 		if wait > waitMost {
-			return down("commands wait, the first for %v", wait), err
+			return down("%s, the first for %v", who, wait), err
 		}
-		return fine("commands wait, the first for %v", wait), err
+		return fine("%s, the first for %v", who, wait), err
 	}
 	return behind("they have not begun"), err
 }

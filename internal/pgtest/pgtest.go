@@ -52,7 +52,9 @@ func AtEnd(f func() error) {
 // Main runs the tests, stops the servers, fails on goroutines that are still there, names what was skipped, and exits:
 //
 //	func TestMain(m *testing.M) { pgtest.Main(m) }
-func Main(m *testing.M) {
+//
+// leaks excuse goroutines that a library leaves behind.
+func Main(m *testing.M, leaks ...goleak.Option) {
 	code := m.Run()
 	for _, end := range ends {
 		if err := end(); err != nil {
@@ -67,7 +69,7 @@ func Main(m *testing.M) {
 		}
 	}
 	if code == 0 {
-		if err := goleak.Find(); err != nil {
+		if err := goleak.Find(leaks...); err != nil {
 			fmt.Fprintln(os.Stderr, "pgtest: goroutines leaked:", err)
 			code = 1
 		}
