@@ -8,9 +8,17 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/ThreeDotsLabs/watermill/pubsub/tests"
+	"go.uber.org/goleak"
 
 	"github.com/wheelrefinery/refinery/bus"
 )
+
+// Leaks are goroutines that the universal tests leave behind: their subscriber of many hands out messages until it is closed, and a test
+// that has read what it waits for reads nothing that comes twice.
+var Leaks = []goleak.Option{
+	goleak.IgnoreAnyFunction("github.com/ThreeDotsLabs/watermill/internal/subscriber.(*multiplier).Subscribe.func2"),
+	goleak.IgnoreAnyFunction("github.com/ThreeDotsLabs/watermill/internal/subscriber.(*multiplier).Subscribe.func3"),
+}
 
 // ownBus is a subscriber that takes its bus with it.
 type ownBus struct {

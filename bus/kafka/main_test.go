@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	bustest.Main(openAs)
-	pgtest.Main(m)
+	pgtest.Main(m, bustest.Leaks...)
 }
 
 // openAs opens a bus as other processes of the suite do.

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) {
 	bustest.Main(openURL)
-	pgtest.Main(m)
+	pgtest.Main(m, bustest.Leaks...)
 }
 
 func openURL(url string, logger *slog.Logger) (bus.Bus, error) {
