@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/wheelrefinery/refinery/internal/pgtest"
+	"github.com/wheelrefinery/refinery/internal/testserver"
 )
 
 const (
@@ -48,9 +49,7 @@ func TestChaos(t *testing.T) {
 	}
 	for _, b := range backends {
 		t.Run(b.name, func(t *testing.T) {
-			var s controlSettings
-			b.set(t, &s)
-			c := newChaos(t, s, seed)
+			c := newChaos(t, b.name, b.set, seed)
 			c.run(total / time.Duration(len(backends)))
 		})
 	}
@@ -85,13 +84,33 @@ type chaosPlane struct {
 	stopped bool
 }
 
-func newChaos(t *testing.T, s controlSettings, seed uint64) *chaos {
+func newChaos(t *testing.T, backend string, set func(testing.TB, *controlSettings), seed uint64) *chaos {
 	t.Logf("CHAOS_SEED=%d", seed)
 	c := &chaos{t: t, seed: seed, begin: time.Now(), dsn: pgtest.DSN(t), calm: make(chan struct{}), holders: map[string]string{}}
 	shared := newProgram(t)
+	var s controlSettings
+	var kafka *testserver.Server
+	proxies := make([]string, chaosPlanes) // before Kafka, whose broker tells clients where it is
+	if backend == "kafka" {
+		for i := range proxies {
+			proxies[i] = freeAddr(t)
+		}
+		kafka = testserver.NewKafka(t, proxies...)
+	} else {
+		set(t, &s)
+	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	for range chaosPlanes {
+	for i := range chaosPlanes {
 		p := &chaosPlane{program: &program{t: t, dir: shared.dir, api: freeAddr(t)}}
+		proxied := func(listen, address string) string {
+			proxy := toxiproxy.NewProxy(server, address, listen, address)
+			if err := proxy.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(proxy.Stop)
+			p.proxies = append(p.proxies, proxy)
+			return proxy.Listen
+		}
 		through := func(address string) string {
 			if address == "" {
 				return ""
@@ -100,19 +119,13 @@ func newChaos(t *testing.T, s controlSettings, seed uint64) *chaos {
 			if err != nil {
 				t.Fatal(err)
 			}
-			proxy := toxiproxy.NewProxy(server, u.Host, "127.0.0.1:0", u.Host)
-			if err := proxy.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(proxy.Stop)
-			p.proxies = append(p.proxies, proxy)
-			u.Host = proxy.Listen
+			u.Host = proxied("127.0.0.1:0", u.Host)
 			return u.String()
 		}
 		p.dsn = through(c.dsn)
-		// Brokers of Kafka tell clients their own addresses, past any proxy.
-		p.env = []string{
-			"LOG_LEVEL=info", "QUEUE_BACKEND=" + s.QueueBackend, "REDIS_URL=" + through(s.RedisURL), "KAFKA_BROKERS=" + s.KafkaBrokers,
+		p.env = []string{"LOG_LEVEL=info", "QUEUE_BACKEND=" + backend, "REDIS_URL=" + through(s.RedisURL)}
+		if kafka != nil {
+			p.env = append(p.env, "KAFKA_BROKERS="+proxied(proxies[i], kafka.Behind(i)))
 		}
 		c.planes = append(c.planes, p)
 	}

@@ -43,7 +43,7 @@ func Kafka(t testing.TB) string {
 		if kafka.brokers = os.Getenv("KAFKA_BROKERS"); kafka.brokers == "" {
 			jars := kafkaJars(t)
 			var p *process
-			if p, kafka.err = newKafka(jars); kafka.err == nil {
+			if p, kafka.err = newKafka(jars, nil, nil); kafka.err == nil {
 				pgtest.AtEnd(p.stop)
 				kafka.err = p.start()
 				kafka.brokers = p.addr
@@ -56,10 +56,15 @@ func Kafka(t testing.TB) string {
 	return kafka.brokers
 }
 
-// NewKafka starts a broker of the test's own.
-func NewKafka(t testing.TB) *Server {
+// NewKafka starts a broker of the test's own. For each address in told it has a further listener, Server.Behind, whose clients it sends
+// there: to a proxy, since a broker tells clients its addresses.
+func NewKafka(t testing.TB, told ...string) *Server {
 	t.Helper()
-	p, err := newKafka(kafkaJars(t))
+	behind, err := freeAddrs(len(told))
+	if err != nil {
+		t.Fatal("testserver:", err)
+	}
+	p, err := newKafka(kafkaJars(t), told, behind)
 	if err == nil {
 		t.Cleanup(func() {
 			if err := p.stop(); err != nil {
@@ -71,7 +76,20 @@ func NewKafka(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal("testserver:", err)
 	}
-	return &Server{p}
+	return &Server{p, behind}
+}
+
+// freeAddrs returns addresses at which nobody listens.
+func freeAddrs(n int) (addrs []string, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("test server: %w", err)
+		}
+		defer l.Close() // after all have been chosen, so that they differ
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
 }
 
 // kafkaJars returns the folder with what a broker consists of. It is fetched once for all test binaries of a user.
@@ -123,8 +141,8 @@ func firstLine(b []byte) string {
 	return line
 }
 
-// newKafka makes a broker that is its own controller.
-func newKafka(jars string) (_ *process, err error) {
+// newKafka makes a broker that is its own controller. Clients of its listener behind[i] hear of it at told[i].
+func newKafka(jars string, told, behind []string) (_ *process, err error) {
 	p, err := newProcess("kafka")
 	if err != nil {
 		return nil, err
@@ -134,19 +152,25 @@ func newKafka(jars string) (_ *process, err error) {
 			err = errors.Join(err, os.RemoveAll(p.dir))
 		}
 	}()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := freeAddrs(1)
 	if err != nil {
-		return nil, fmt.Errorf("test server: %w", err)
+		return nil, err
 	}
-	controller := l.Addr().String()
-	if err := l.Close(); err != nil {
-		return nil, fmt.Errorf("test server: %w", err)
+	controller := free[0]
+	listeners, advertised, protocols := "PLAINTEXT://"+p.addr, "PLAINTEXT://"+p.addr, "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"
+	for i := range told {
+		listeners += fmt.Sprintf(",PROXY%d://%s", i, behind[i])
+		advertised += fmt.Sprintf(",PROXY%d://%s", i, told[i])
+		protocols += fmt.Sprintf(",PROXY%d:PLAINTEXT", i)
 	}
 	settings := filepath.Join(p.dir, "server.properties")
 	err = os.WriteFile(settings, []byte(strings.Join([]string{
 		"process.roles=broker,controller",
 		"node.id=1",
-		"listeners=PLAINTEXT://" + p.addr + ",CONTROLLER://" + controller,
+		"listeners=" + listeners + ",CONTROLLER://" + controller,
+		"advertised.listeners=" + advertised,
+		"listener.security.protocol.map=" + protocols,
+		"inter.broker.listener.name=PLAINTEXT",
 		"controller.listener.names=CONTROLLER",
 		"controller.quorum.voters=1@" + controller,
 		"log.dirs=" + filepath.Join(p.dir, "data"),

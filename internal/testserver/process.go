@@ -99,10 +99,16 @@ func (p *process) stop() error {
 }
 
 // Server is a server of a test's own, which it may kill.
-type Server struct{ process *process }
+type Server struct {
+	process *process
+	behind  []string
+}
 
 // Addr is host and port; it stays the same.
 func (s *Server) Addr() string { return s.process.addr }
+
+// Behind is where its nth further listener is, if it was made with some.
+func (s *Server) Behind(n int) string { return s.behind[n] }
 
 // Kill ends the server as a crash does.
 func (s *Server) Kill(t testing.TB) {

@@ -117,7 +117,7 @@ func NewRedis(t testing.TB, settings ...string) *Server {
 	if err != nil {
 		t.Fatal("testserver:", err)
 	}
-	return &Server{p}
+	return &Server{process: p}
 }
 
 func lacksRedis(t testing.TB) {
