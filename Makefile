@@ -20,7 +20,7 @@ dev: ## start everything from source, with race detector and debug log
 
 test: ## all tests (TESTFLAGS='-run X -v' for some); the last lines name what was skipped
 	@rm -f $(SKIPPED)
-	@REFINERY_SKIPPED=$(SKIPPED) go test -shuffle=on -timeout 15m $(TESTFLAGS) ./...; code=$$?; \
+	@REFINERY_SKIPPED=$(SKIPPED) go test -shuffle=on -timeout 20m $(TESTFLAGS) ./...; code=$$?; \
 	if [ -f $(SKIPPED) ]; then echo; cat $(SKIPPED); fi; exit $$code
 
 lint: ## formatting, vet, staticcheck, complete type switches

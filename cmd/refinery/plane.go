@@ -369,7 +369,8 @@ func (p *plane) serve(l net.Listener, h http.Handler) {
 	}
 	p.watch("serving "+l.Addr().String(), func() {
 		cancel()
-		ctx, stop := context.WithTimeout(context.Background(), stopTime)
+		// Less than there is: Shutdown waits five seconds for a connection on which no request has come, as clients open in advance.
+		ctx, stop := context.WithTimeout(context.Background(), stopTime/2)
 		defer stop()
 		if err := s.Shutdown(ctx); err != nil {
 			s.Close()
