@@ -53,9 +53,7 @@ func (s *Server) Enqueue(ctx context.Context, r api.EnqueueRequestObject) (api.E
 	if m.Digest, err = digest(ctx, c.Name(), c); err != nil { // that its wheel is yanked is no part of the request
 		return nil, err
 	}
-	if c.Rebuild, err = s.Yanked(ctx, id); err != nil {
-		return nil, err
-	}
+	c.Rebuild = s.Yanked(ctx, id)
 	return send(ctx, s, m, c, func(build commands.Build, o eventlog.Outcome) api.Answer {
 		a := api.Answer{
 			Status: http.StatusOK, Header: http.Header{"Location": {location(id)}},

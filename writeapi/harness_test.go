@@ -162,7 +162,7 @@ func start(t *testing.T, g gate) *plane {
 			}
 			return b.Publish(bus.TopicCommands, messages...)
 		},
-		Yanked: func(context.Context, events.BuildID) (bool, error) { return p.yanked, nil },
+		Yanked: func(context.Context, events.BuildID) bool { return p.yanked },
 		Twins: func(_ context.Context, twins []string) (map[string][]string, error) {
 			found := map[string][]string{}
 			for _, twin := range twins {

@@ -44,7 +44,7 @@ type Options struct {
 	// Cleared says how many builds the queue.cleared event at position took out of the queue.
 	Cleared func(ctx context.Context, position int64) (int, error)
 	// Yanked says whether the newest wheel of a build is yanked. It is asked at every enqueue and must be cheap.
-	Yanked func(ctx context.Context, build events.BuildID) (bool, error)
+	Yanked func(ctx context.Context, build events.BuildID) bool
 	// Twins finds the hints that match the same as given ones: ids by events.Hint.Twin.
 	Twins func(ctx context.Context, twins []string) (map[string][]string, error)
 	// Projections names the read models, Parked reads what one of them has put aside: of a stream, or where none is named of the stream

@@ -45,7 +45,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Writes: p.pool, Reads: p.reads, Bus: p.bus, Backend: p.QueueBackend, Group: handlers, Log: p.log, Projections: p.read, Wheels: wheels,
 		Dir: p.dir, Logger: p.logger,
 	})
-	yanked := &yanked{log: p.log, reads: p.reads}
+	yanked := &yanked{log: p.log, reads: p.reads, logger: p.logger}
 	write := writeapi.New(writeapi.Options{
 		Send: func(ctx context.Context, m commands.Meta, c commands.Command) error {
 			return p.send(ctx, []policies.Message{{Meta: m, Command: c}})
