@@ -118,8 +118,8 @@ func (b *kafkaBus) consumerConfig() *sarama.Config {
 	c.Consumer.Return.Errors = true
 	c.Consumer.Offsets.Initial = sarama.OffsetOldest
 	c.Consumer.Offsets.AutoCommit.Interval = offsetInterval
-	// Partitions that stay with their process are not interrupted when others come or go.
-	c.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategyCooperativeSticky()}
+	// Not the cooperative one, by which partitions that stay would not be interrupted: with it a key was once seen with two processes.
+	c.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	c.Consumer.Group.Rebalance.Timeout = 5 * time.Second
 	c.Consumer.Group.Rebalance.Retry.Backoff = retryInterval
 	c.Consumer.Group.Session.Timeout = b.tuning.sessionTime
@@ -147,6 +147,9 @@ func (g *group) consume(ctx context.Context) {
 		err := g.kafka.Consume(ctx, []string{g.topic.name}, g)
 		if ctx.Err() != nil {
 			return
+		}
+		if err == nil { // others have come or gone
+			continue
 		}
 		if !g.down {
 			g.down = true
