@@ -138,15 +138,9 @@ func plain(t reflect.Type) bool {
 func array(t reflect.Type, n int, at func(int) reflect.Value) (any, error) {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
-		return fill(n, func(i int) pgtype.Timestamptz {
-			v := at(i).Interface().(time.Time)
-			return pgtype.Timestamptz{Time: v, Valid: !v.IsZero()}
-		}), nil
+		return fill(n, func(i int) pgtype.Timestamptz { return timeOrNull(at(i).Interface().(time.Time)) }), nil
 	case t == reflect.TypeFor[uuid.UUID]():
-		return fill(n, func(i int) pgtype.UUID {
-			v := at(i).Interface().(uuid.UUID)
-			return pgtype.UUID{Bytes: v, Valid: v != uuid.UUID{}}
-		}), nil
+		return fill(n, func(i int) pgtype.UUID { return uuidOrNull(at(i).Interface().(uuid.UUID)) }), nil
 	case t.Kind() == reflect.String:
 		return fill(n, func(i int) string { return at(i).String() }), nil
 	case t.Kind() == reflect.Int, t.Kind() == reflect.Int64:
@@ -165,15 +159,23 @@ func array(t reflect.Type, n int, at func(int) reflect.Value) (any, error) {
 	return texts, nil
 }
 
+func timeOrNull(t time.Time) pgtype.Timestamptz {
+	return pgtype.Timestamptz{Time: t, Valid: !t.IsZero()}
+}
+
+func uuidOrNull(u uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: u, Valid: u != uuid.UUID{}} }
+
 func jsonOf(v reflect.Value) (string, error) {
 	if v.Kind() == reflect.Slice && v.Len() == 0 {
 		return "[]", nil
 	}
-	encode := func() ([]byte, error) { return json.Marshal(v.Interface()) }
+	var data []byte
+	var err error
 	if m, ok := v.Interface().(json.Marshaler); ok && v.Kind() != reflect.Pointer {
-		encode = m.MarshalJSON // what it makes need not be checked once more
+		data, err = m.MarshalJSON() // what it makes need not be checked once more
+	} else {
+		data, err = json.Marshal(v.Interface())
 	}
-	data, err := encode()
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", v.Type(), err)
 	}
@@ -197,9 +199,9 @@ func (c *copying) Values() ([]any, error) {
 	for i, col := range c.columns {
 		switch v := row.FieldByIndex(col.index); x := v.Addr().Interface().(type) {
 		case *time.Time:
-			c.values[i] = pgtype.Timestamptz{Time: *x, Valid: !x.IsZero()}
+			c.values[i] = timeOrNull(*x)
 		case *uuid.UUID:
-			c.values[i] = pgtype.UUID{Bytes: *x, Valid: *x != uuid.UUID{}}
+			c.values[i] = uuidOrNull(*x)
 		default:
 			if plain(v.Type()) {
 				c.values[i] = v.Interface()

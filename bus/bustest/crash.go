@@ -34,11 +34,18 @@ func Main(open func(address string, logger *slog.Logger) (bus.Bus, error)) {
 	os.Exit(0)
 }
 
-// child runs this test binary as another process.
+// child runs this test binary as another process that plays a role on a topic.
 func (tr Transport) child(t *testing.T, role, topic string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
+	cmd, out := Child(t, "BUSTEST_ROLE="+role, "BUSTEST_ADDRESS="+tr.Address, "BUSTEST_TOPIC="+topic)
+	return cmd, bufio.NewScanner(out)
+}
+
+// Child runs this test binary as another process, with something more in its environment, and ends it with the test.
+func Child(t testing.TB, env ...string) (*exec.Cmd, io.Reader) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BUSTEST_ROLE="+role, "BUSTEST_ADDRESS="+tr.Address, "BUSTEST_TOPIC="+topic)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -53,7 +60,7 @@ func (tr Transport) child(t *testing.T, role, topic string) (*exec.Cmd, *bufio.S
 			_ = cmd.Wait()
 		}
 	})
-	return cmd, bufio.NewScanner(out)
+	return cmd, out
 }
 
 const childPublishers = 4

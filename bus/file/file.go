@@ -58,7 +58,7 @@ type fileBus struct {
 	closed      bool
 	root        *os.Root
 	topics      map[string]*topic
-	subscribers []message.Subscriber
+	subscribers delivery.Subscribers[int64]
 }
 
 // Open opens the topics in dir, which is created if missing. Any number of processes may use one directory at a time.
@@ -117,22 +117,14 @@ func (b *fileBus) Publish(topicName string, messages ...*message.Message) error 
 			return err
 		}
 	}
-	if err := t.writer.write(buf.Bytes()); err != nil {
+	if err := t.writer.Write(buf.Bytes(), buf.Len()); err != nil {
 		return fmt.Errorf("bus: publish to %s: %w", topicName, err)
 	}
 	return nil
 }
 
 func (b *fileBus) Subscriber(group string) (message.Subscriber, error) {
-	if err := bus.CheckName("group", group); err != nil {
-		return nil, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, bus.ErrClosed
-	}
-	s := delivery.NewSubscriber(b.ctx, func(topicName string) (*delivery.Queue[int64], func(), error) {
+	return b.subscribers.Add(b.ctx, group, func(topicName string) (*delivery.Queue[int64], func(), error) {
 		t, err := b.topic(topicName)
 		if err != nil {
 			return nil, nil, err
@@ -143,8 +135,6 @@ func (b *fileBus) Subscriber(group string) (message.Subscriber, error) {
 		}
 		return g.queue, func() { t.leave(g) }, nil
 	})
-	b.subscribers = append(b.subscribers, s)
-	return s, nil
 }
 
 func (b *fileBus) Close() error {
@@ -157,10 +147,7 @@ func (b *fileBus) Close() error {
 	b.mu.Unlock()
 
 	b.cancel()
-	var errs []error
-	for _, s := range b.subscribers {
-		errs = append(errs, s.Close())
-	}
+	errs := []error{b.subscribers.Close()}
 	for _, t := range b.topics {
 		errs = append(errs, t.close())
 	}

@@ -28,26 +28,9 @@ func TestMain(m *testing.M) {
 }
 
 // child runs this test binary as another process that plays a role on dir.
-func child(t *testing.T, role, dir string, env ...string) (*exec.Cmd, io.ReadCloser) {
+func child(t *testing.T, role, dir string, env ...string) (*exec.Cmd, io.Reader) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "BUS_TEST_CHILD="+role, "BUS_TEST_DIR="+dir)
-	cmd.Env = append(cmd.Env, env...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	})
-	return cmd, out
+	return bustest.Child(t, append(env, "BUS_TEST_CHILD="+role, "BUS_TEST_DIR="+dir)...)
 }
 
 // open opens a file bus whose log is a failure of the test, unless the test takes it.

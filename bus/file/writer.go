@@ -8,26 +8,19 @@ import (
 	"io"
 	"os"
 	"slices"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/wheelrefinery/refinery/bus"
+	"github.com/wheelrefinery/refinery/bus/gather"
 )
 
 // maxBatch is how many bytes the writer takes into one batch, but for a single larger request.
 const maxBatch = 8 << 20
 
-// writer appends to a topic for one process. Its goroutine takes all that waits, writes it with one write and syncs it
-// once (group commit); what arrives meanwhile is the next batch, so nobody waits for company.
+// writer appends to a topic for one process: all that waits with one write, and one sync.
 type writer struct {
-	topic *topic
-
-	mu     sync.Mutex
-	queue  []request
-	closed bool
-	wake   chan struct{}
-	done   chan struct{}
+	topic                  *topic
+	*gather.Writer[[]byte] // lines, which stay together
 
 	// Owned by the goroutine. The token stands in the lock file as long as no other writer wrote since; while it does,
 	// file, base and size are right and the directory need not be looked at.
@@ -36,12 +29,8 @@ type writer struct {
 	file  *os.File // the last segment
 	base  int64
 	size  int64 // of its good part
+	buf   []byte
 	seal  int64 // not 0: file must not be written to any more; the next segment starts here
-}
-
-type request struct {
-	lines []byte
-	done  chan error
 }
 
 func startWriter(t *topic) (*writer, error) {
@@ -49,87 +38,35 @@ func startWriter(t *topic) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{topic: t, lock: lock, token: rand.Text(), wake: make(chan struct{}, 1), done: make(chan struct{})}
-	go w.run()
+	w := &writer{topic: t, lock: lock, token: rand.Text()}
+	w.Writer = gather.New(maxBatch, w.write)
 	return w, nil
-}
-
-// write appends lines, which stay together, and returns when they are durable. If it fails they may still be delivered.
-func (w *writer) write(lines []byte) error {
-	r := request{lines, make(chan error, 1)}
-	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return bus.ErrClosed
-	}
-	w.queue = append(w.queue, r)
-	w.mu.Unlock()
-	w.signal()
-	return <-r.done
-}
-
-func (w *writer) signal() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
 }
 
 // close writes what waits and ends the writer.
 func (w *writer) close() error {
-	w.mu.Lock()
-	w.closed = true
-	w.mu.Unlock()
-	w.signal()
-	<-w.done
+	w.Close()
 	if w.file != nil {
 		return errors.Join(w.file.Close(), w.lock.Close())
 	}
 	return w.lock.Close()
 }
 
-func (w *writer) run() {
-	defer close(w.done)
-	var buf []byte
-	for range w.wake {
-		for {
-			batch, closed := w.take()
-			if len(batch) == 0 {
-				if closed {
-					return
-				}
-				break
-			}
-			lines := batch[0].lines
-			if len(batch) > 1 {
-				buf = buf[:0]
-				for _, r := range batch {
-					buf = append(buf, r.lines...)
-				}
-				lines = buf
-			}
-			err := w.commit(lines)
-			for _, r := range batch {
-				r.done <- err
-			}
-			w.topic.wake()
+// write makes a batch durable. If it fails, lines of it may still be delivered.
+func (w *writer) write(batch []gather.Request[[]byte]) {
+	lines := batch[0].What
+	if len(batch) > 1 {
+		w.buf = w.buf[:0]
+		for _, r := range batch {
+			w.buf = append(w.buf, r.What...)
 		}
+		lines = w.buf
 	}
-}
-
-func (w *writer) take() (batch []request, closed bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n, size := 0, 0
-	for n < len(w.queue) && (n == 0 || size+len(w.queue[n].lines) <= maxBatch) {
-		size += len(w.queue[n].lines)
-		n++
+	err := w.commit(lines)
+	for _, r := range batch {
+		r.Answer(err)
 	}
-	batch = w.queue[:n:n]
-	if w.queue = w.queue[n:]; len(w.queue) == 0 {
-		w.queue = nil // let the lines go
-	}
-	return batch, w.closed
+	w.topic.wake()
 }
 
 // commit appends lines durably.

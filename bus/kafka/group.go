@@ -29,7 +29,7 @@ const (
 // talks to the subscriptions, and one for each partition feeds it.
 //
 // Two processes never handle a key at once while Kafka answers: a partition is handed on after this process has answered the rebalance,
-// which it does when its messages of the partition are finished or their contexts have ended. One that Kafka does not hear of for
+// which it does when the contexts of its messages have ended. One that Kafka does not hear of for
 // sessionTime loses its partitions; it finds out by itself within about the same time, as each heartbeat must be answered in that of
 // Net.ReadTimeout. A process that is stopped and resumed may for a moment handle what another has by now; that the log of events refuses.
 type group struct {
@@ -59,8 +59,7 @@ type partition struct {
 	id       int32
 	session  sarama.ConsumerGroupSession
 	window   *delivery.Window[int64]
-	marked   int64 // the next offset, as it was marked to be committed
-	until    time.Time
+	marked   int64         // the next offset, as it was marked to be committed
 	released chan struct{} // closed when no subscriber has anything of it
 }
 
@@ -284,7 +283,10 @@ func (g *group) serve() {
 		if !g.queue.Room() {
 			arrived = nil
 		}
-		timer.Reset(time.Until(g.deadline()))
+		timer.Stop()
+		if due := g.queue.Due(); !due.IsZero() {
+			timer.Reset(time.Until(due))
+		}
 		select {
 		case <-g.ended:
 			return
@@ -307,22 +309,7 @@ func (g *group) serve() {
 		case now := <-timer.C:
 			g.queue.Again(now)
 		}
-		g.release()
 	}
-}
-
-// deadline is when something is due.
-func (g *group) deadline() time.Time {
-	next := time.Now().Add(time.Hour)
-	if due := g.queue.Due(); !due.IsZero() {
-		next = due
-	}
-	for p := range g.has {
-		if !p.until.IsZero() && p.until.Before(next) {
-			next = p.until
-		}
-	}
-	return next
 }
 
 // mark has committed what was passed.
@@ -335,27 +322,13 @@ func (g *group) mark() {
 	}
 }
 
-// end hands nothing more of p out. What subscribers have of it they may finish, if the partition is still this process's.
+// end lets p go: messages of it that are not finished end with their contexts.
 func (g *group) end(p *partition) {
 	g.queue.SettleWaiting() // acks of the last moment
 	g.mark()
-	g.queue.Hold(p.window)
-	p.until = time.Now()
-	if p.session.Context().Err() == nil {
-		p.until = p.until.Add(g.bus.tuning.grace)
-	}
-}
-
-// release lets go partitions that ended. Messages of theirs that are not finished end with their contexts.
-func (g *group) release() {
-	for p := range g.has {
-		if p.until.IsZero() || p.window.Flying() > 0 && time.Now().Before(p.until) {
-			continue
-		}
-		g.queue.Drop(p.window)
-		delete(g.has, p)
-		close(p.released)
-	}
+	g.queue.Drop(p.window)
+	delete(g.has, p)
+	close(p.released)
 }
 
 // look is what Stats tells of the group's messages here.

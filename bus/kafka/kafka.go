@@ -34,7 +34,6 @@ const (
 // tuning is what tests change.
 type tuning struct {
 	delivery.Limits
-	grace        time.Duration // for what subscribers have of a partition that goes to another process
 	trimInterval time.Duration
 	sessionTime  time.Duration // after which a process that is not heard of loses its partitions
 }
@@ -42,7 +41,6 @@ type tuning struct {
 func defaultTuning() tuning {
 	return tuning{
 		Limits:       delivery.DefaultLimits(),
-		grace:        500 * time.Millisecond,
 		trimInterval: time.Minute,
 		sessionTime:  8 * time.Second,
 	}
@@ -64,7 +62,7 @@ type kafkaBus struct {
 	mu          sync.RWMutex
 	closed      bool
 	topics      map[string]*topic
-	subscribers []message.Subscriber
+	subscribers delivery.Subscribers[int64]
 	publishes   sync.WaitGroup
 
 	making sync.Mutex // who makes a topic, joins a group or leaves it
@@ -205,15 +203,7 @@ func first(err error) error {
 }
 
 func (b *kafkaBus) Subscriber(group string) (message.Subscriber, error) {
-	if err := bus.CheckName("group", group); err != nil {
-		return nil, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, bus.ErrClosed
-	}
-	s := delivery.NewSubscriber(b.ctx, func(topicName string) (*delivery.Queue[int64], func(), error) {
+	return b.subscribers.Add(b.ctx, group, func(topicName string) (*delivery.Queue[int64], func(), error) {
 		t, err := b.topic(topicName)
 		if err != nil {
 			return nil, nil, err
@@ -224,8 +214,6 @@ func (b *kafkaBus) Subscriber(group string) (message.Subscriber, error) {
 		}
 		return g.queue, func() { b.leave(g) }, nil
 	})
-	b.subscribers = append(b.subscribers, s)
-	return s, nil
 }
 
 // Check publishes to a topic of its own, as commands are published.
@@ -242,10 +230,7 @@ func (b *kafkaBus) Close() error {
 	b.closed = true
 	b.mu.Unlock()
 
-	var errs []error
-	for _, s := range b.subscribers {
-		errs = append(errs, s.Close())
-	}
+	errs := []error{b.subscribers.Close()}
 	done := make(chan error, 1)
 	go func() {
 		b.publishes.Wait()

@@ -83,7 +83,7 @@ type redisBus struct {
 	closed      bool
 	topics      map[string]bool         // those that topicsKey names
 	groups      map[groupName]*consumer // those with a subscription in this process
-	subscribers []message.Subscriber
+	subscribers delivery.Subscribers[string]
 }
 
 type groupName struct{ topic, group string }
@@ -201,7 +201,7 @@ func (b *redisBus) Publish(topic string, messages ...*message.Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	r := request{topic: topic, entries: make([]*goredis.XAddArgs, len(messages)), done: make(chan error, 1)}
+	p := publication{topic: topic, entries: make([]*goredis.XAddArgs, len(messages))}
 	for i, m := range messages {
 		if err := bus.CheckMessage(topic, m); err != nil {
 			return err
@@ -210,10 +210,10 @@ func (b *redisBus) Publish(topic string, messages ...*message.Message) error {
 		if err != nil {
 			return fmt.Errorf("bus: message %q: %w", m.UUID, err)
 		}
-		r.entries[i] = &goredis.XAddArgs{Stream: streamName(topic, shardOf(topic, m.Metadata.Get(bus.KeyMetadata))), Values: values}
-		r.size += len(m.Payload)
+		p.entries[i] = &goredis.XAddArgs{Stream: streamName(topic, shardOf(topic, m.Metadata.Get(bus.KeyMetadata))), Values: values}
+		p.size += len(m.Payload)
 	}
-	if err := b.writer.write(r); err != nil {
+	if err := b.writer.Write(p, p.size); err != nil {
 		if errors.Is(err, bus.ErrClosed) {
 			return err
 		}
@@ -223,15 +223,7 @@ func (b *redisBus) Publish(topic string, messages ...*message.Message) error {
 }
 
 func (b *redisBus) Subscriber(group string) (message.Subscriber, error) {
-	if err := bus.CheckName("group", group); err != nil {
-		return nil, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed {
-		return nil, bus.ErrClosed
-	}
-	s := delivery.NewSubscriber(b.ctx, func(topic string) (*delivery.Queue[string], func(), error) {
+	return b.subscribers.Add(b.ctx, group, func(topic string) (*delivery.Queue[string], func(), error) {
 		c, err := b.join(topic, group)
 		if err != nil {
 			if !errors.Is(err, bus.ErrClosed) {
@@ -241,8 +233,6 @@ func (b *redisBus) Subscriber(group string) (message.Subscriber, error) {
 		}
 		return c.queue, func() { b.leave(c) }, nil
 	})
-	b.subscribers = append(b.subscribers, s)
-	return s, nil
 }
 
 // join adds a subscription to the group, which this process reads for while it has any.
@@ -317,11 +307,8 @@ func (b *redisBus) Close() error {
 	}
 	b.closed = true
 	b.mu.Unlock()
-	var errs []error
-	for _, s := range b.subscribers {
-		errs = append(errs, s.Close())
-	}
-	b.writer.close()
+	err := b.subscribers.Close()
+	b.writer.Close()
 	b.cancel()
-	return errors.Join(append(errs, b.client.Close())...)
+	return errors.Join(err, b.client.Close())
 }

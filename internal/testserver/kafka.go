@@ -65,17 +65,7 @@ func NewKafka(t testing.TB, told ...string) *Server {
 		t.Fatal("testserver:", err)
 	}
 	p, err := newKafka(kafkaJars(t), told, behind)
-	if err == nil {
-		t.Cleanup(func() {
-			if err := p.stop(); err != nil {
-				t.Error("testserver:", err)
-			}
-		})
-		err = p.start()
-	}
-	if err != nil {
-		t.Fatal("testserver:", err)
-	}
+	own(t, p, err)
 	return &Server{p, behind}
 }
 

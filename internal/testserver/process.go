@@ -104,6 +104,22 @@ type Server struct {
 	behind  []string
 }
 
+// own starts a server that ends with the test. err is of its making.
+func own(t testing.TB, p *process, err error) {
+	t.Helper()
+	if err == nil {
+		t.Cleanup(func() {
+			if err := p.stop(); err != nil {
+				t.Error("testserver:", err)
+			}
+		})
+		err = p.start()
+	}
+	if err != nil {
+		t.Fatal("testserver:", err)
+	}
+}
+
 // Addr is host and port; it stays the same.
 func (s *Server) Addr() string { return s.process.addr }
 

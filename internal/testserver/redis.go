@@ -106,17 +106,7 @@ func NewRedis(t testing.TB, settings ...string) *Server {
 	t.Helper()
 	lacksRedis(t)
 	p, err := newRedis(settings...)
-	if err == nil {
-		t.Cleanup(func() {
-			if err := p.stop(); err != nil {
-				t.Error("testserver:", err)
-			}
-		})
-		err = p.start()
-	}
-	if err != nil {
-		t.Fatal("testserver:", err)
-	}
+	own(t, p, err)
 	return &Server{process: p}
 }
 
