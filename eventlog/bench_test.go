@@ -158,7 +158,7 @@ func bareInsert(b *testing.B, pool *pgxpool.Pool, window time.Duration) float64 
 		for range 256 {
 			position++
 			positions = append(positions, position)
-			streams = append(streams, fmt.Sprintf("build/p%d/1/cp311/any", position))
+			streams = append(streams, fmt.Sprintf("build/p%d-%d-%s/1/cp311/any", position%64, position/64, start.Format("150405.000")))
 			datas = append(datas, string(data))
 			commands = append(commands, uuid.Must(uuid.NewV7()))
 		}

@@ -53,10 +53,9 @@ func (t *tail) push(recorded []events.Recorded) {
 	for _, r := range recorded {
 		t.bytes += r.Size
 	}
-	// Dropped from the front by slicing; append moves what is left to a new array from time to time.
+	// Dropped from the front by slicing; append moves what is left to a new array from time to time, and what was handed out stays as it is.
 	for len(t.ring) > tailEvents || (t.bytes > tailBytes && len(t.ring) > 1) {
 		t.bytes -= t.ring[0].Size
-		t.ring[0] = events.Recorded{}
 		t.ring = t.ring[1:]
 	}
 	t.moved(recorded[len(recorded)-1].Position)
@@ -88,8 +87,8 @@ func (t *tail) after(position int64, n int) []events.Recorded {
 	if i < 0 || i >= int64(len(t.ring)) {
 		return nil
 	}
-	part := t.ring[i:min(int(i)+n, len(t.ring))]
-	return append(make([]events.Recorded, 0, len(part)), part...) // the ring clears what it drops
+	end := min(int(i)+n, len(t.ring))
+	return t.ring[i:end:end]
 }
 
 // Recent returns what is kept in memory of the events directly after position, at most n. Empty: there is nothing new, or it has to be

@@ -116,16 +116,7 @@ func (f *fold) restart(ctx context.Context, q Querier, schema string, empty bool
 	return nil
 }
 
-// subscribed leaves out what no handler wants.
-func (f *fold) subscribed(batch []events.Recorded) []events.Recorded {
-	wanted := make([]events.Recorded, 0, len(batch))
-	for _, m := range batch {
-		if _, ok := f.handlers[reflect.TypeOf(m.Event)]; ok {
-			wanted = append(wanted, m)
-		}
-	}
-	return wanted
-}
+func (f *fold) subscribed(m events.Recorded) bool { return f.handlers[reflect.TypeOf(m.Event)] != nil }
 
 // run folds events into the tables' working sets, reading the rows that it needs from schema.
 func (f *fold) run(ctx context.Context, q Querier, schema string, batch []events.Recorded) error {
@@ -157,6 +148,10 @@ func (f *fold) pass(batch []events.Recorded) (at events.Recorded, err error) {
 		t.begin()
 	}
 	for _, at = range batch {
+		handle := f.handlers[reflect.TypeOf(at.Event)]
+		if handle == nil {
+			continue
+		}
 		if p, ok := f.parked[at.Stream]; ok && at.Position >= p.position {
 			why := p.why
 			if at.Position > p.position {
@@ -165,7 +160,7 @@ func (f *fold) pass(batch []events.Recorded) (at events.Recorded, err error) {
 			f.dead.Put(DeadLetter{at.Position, at.Stream, why, at.Time})
 			continue
 		}
-		f.handlers[reflect.TypeOf(at.Event)](at)
+		handle(at)
 	}
 	return at, nil
 }
@@ -191,18 +186,18 @@ func (g *generation) apply(ctx context.Context, c *eventlog.Checkpoint, batch []
 		}
 		g.checkpoint = c
 	}
-	if err := g.save(ctx, c, batch[len(batch)-1].Position, g.fold.subscribed(batch)); err != nil {
+	if err := g.save(ctx, c, batch); err != nil {
 		g.checkpoint = nil // it may have been saved all the same: forget what was there before
 		return err
 	}
 	return nil
 }
 
-// save applies batch and moves the checkpoint to position. When the database refuses the rows, halves of the batch find out which event
+// save applies batch and moves the checkpoint to its end. When the database refuses the rows, halves of the batch find out which event
 // it is, and that one is parked.
-func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, position int64, batch []events.Recorded) error {
-	f := g.fold
-	if len(batch) == 0 {
+func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, batch []events.Recorded) error {
+	f, position := g.fold, batch[len(batch)-1].Position
+	if !slices.ContainsFunc(batch, f.subscribed) {
 		return c.Save(ctx, position, nil)
 	}
 	if err := f.run(ctx, g.db, g.schema, batch); err != nil {
@@ -220,16 +215,16 @@ func (g *generation) save(ctx context.Context, c *eventlog.Checkpoint, position 
 		return err
 	}
 	if half := len(batch) / 2; half > 0 {
-		if err := g.save(ctx, c, batch[half-1].Position, batch[:half]); err != nil {
+		if err := g.save(ctx, c, batch[:half]); err != nil {
 			return err
 		}
-		return g.save(ctx, c, position, batch[half:])
+		return g.save(ctx, c, batch[half:])
 	}
 	if _, ok := f.parked[batch[0].Stream]; ok {
 		return err // not even the dead letter is taken
 	}
 	f.parked[batch[0].Stream] = parking{batch[0].Position, why.Message}
-	return g.save(ctx, c, position, batch)
+	return g.save(ctx, c, batch)
 }
 
 func (f *fold) write(ctx context.Context, c *eventlog.Checkpoint, position int64, schema string) error {

@@ -167,7 +167,7 @@ func (m *memory) batch(t *testing.T, facts ...fact) {
 		})
 	}
 	for name, fold := range m.folds {
-		if err := fold.run(context.Background(), nothing{}, name, fold.subscribed(batch)); err != nil {
+		if err := fold.run(context.Background(), nothing{}, name, batch); err != nil {
 			t.Fatal(err)
 		}
 		for _, tb := range fold.tables {

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -137,9 +138,6 @@ func (t *table[K, R]) write(w *eventlog.Writes, schema string) error {
 			gone = append(gone, k)
 		}
 	}
-	if len(fresh) < worthCopy { // one statement for all
-		rows, fresh = append(rows, fresh...), nil
-	}
 	if t.cleared {
 		w.Queue(fmt.Sprintf("delete from %s.%s", schema, t.name))
 	}
@@ -152,8 +150,7 @@ func (t *table[K, R]) write(w *eventlog.Writes, schema string) error {
 		w.Queue("set local plan_cache_mode = force_custom_plan")
 		w.Queue(fmt.Sprintf("delete from %s.%s where (%s) in (select * from unnest(%s))", schema, t.name, names(t.keys), params(t.keys)), args...)
 	}
-	t.copy(w, schema, reflect.ValueOf(fresh))
-	return t.insert(w, schema, reflect.ValueOf(rows))
+	return errors.Join(t.add(w, schema, reflect.ValueOf(fresh)), t.insert(w, schema, reflect.ValueOf(rows), true))
 }
 
 func (t *table[K, R]) commit() {
@@ -240,11 +237,7 @@ func (t *journal[R]) begin()                                      { t.rows = t.r
 func (t *journal[R]) misses() bool                                { return false }
 func (t *journal[R]) load(context.Context, Querier, string) error { return nil }
 func (t *journal[R]) write(w *eventlog.Writes, schema string) error {
-	if len(t.rows) >= worthCopy {
-		t.copy(w, schema, reflect.ValueOf(t.rows))
-		return nil
-	}
-	return t.insert(w, schema, reflect.ValueOf(t.rows))
+	return t.add(w, schema, reflect.ValueOf(t.rows))
 }
 func (t *journal[R]) commit()    {}
 func (t *journal[R]) reset(bool) { t.rows = nil }
@@ -267,7 +260,6 @@ type shape struct {
 	name    string
 	columns []column
 	keys    []column
-	upsert  bool
 	row     reflect.Type
 	indexes []string
 }
@@ -276,7 +268,6 @@ func newTable[K comparable, R keyed[K]](m *models, name string, indexes ...strin
 	t := &table[K, R]{
 		shape: newShape[R](name, indexes), stored: map[K]slot[R]{}, work: map[K]slot[R]{}, missed: map[K]struct{}{},
 	}
-	t.upsert = true
 	t.reset(false)
 	*m = append(*m, t)
 	return t
@@ -339,9 +330,10 @@ func params(cols []column) string {
 // worthCopy is how many new rows of a table are worth the round trips of a COPY, which takes half the time of an insert for each.
 var worthCopy = 200 // less in a test
 
-func (s *shape) copy(w *eventlog.Writes, schema string, rows reflect.Value) {
-	if rows.Len() == 0 {
-		return
+// add writes rows whose keys are not in the table.
+func (s *shape) add(w *eventlog.Writes, schema string, rows reflect.Value) error {
+	if rows.Len() < worthCopy {
+		return s.insert(w, schema, rows, false)
 	}
 	columns := make([]string, len(s.columns))
 	for i, c := range s.columns {
@@ -351,9 +343,11 @@ func (s *shape) copy(w *eventlog.Writes, schema string, rows reflect.Value) {
 		Table: pgx.Identifier{schema, s.name}, Columns: columns,
 		Rows: &copying{columns: s.columns, rows: rows, values: make([]any, len(columns))},
 	})
+	return nil
 }
 
-func (s *shape) insert(w *eventlog.Writes, schema string, rows reflect.Value) error {
+// insert writes rows, with upsert in the place of those that have their keys: to look for them costs a third more.
+func (s *shape) insert(w *eventlog.Writes, schema string, rows reflect.Value, upsert bool) error {
 	n := rows.Len()
 	if n == 0 {
 		return nil
@@ -366,8 +360,12 @@ func (s *shape) insert(w *eventlog.Writes, schema string, rows reflect.Value) er
 			return err
 		}
 	}
-	sql := fmt.Sprintf("insert into %s.%s (%s) select * from unnest(%s)", schema, s.name, names(s.columns), params(s.columns))
-	if s.upsert {
+	values := make([]string, len(s.columns)) // unnest of each alone: of all together, Postgres would first store what each gives
+	for i, c := range s.columns {
+		values[i] = fmt.Sprintf("unnest($%d::%s[])", i+1, c.sql)
+	}
+	sql := fmt.Sprintf("insert into %s.%s (%s) select %s", schema, s.name, names(s.columns), strings.Join(values, ", "))
+	if upsert {
 		var set []string
 		for _, c := range s.columns {
 			if !c.key {
