@@ -157,6 +157,7 @@ func (p *progress) told(n news) {
 		s.version++
 		if s.epoch = epoch; !s.here {
 			s.position = position
+			s.woken()
 		}
 	}
 	for _, name := range n.Touched {
@@ -164,7 +165,6 @@ func (p *progress) told(n news) {
 			s.version++
 		}
 	}
-	p.woken()
 }
 
 // resolver looks for the outcomes that other processes recorded: when one of them has told something, and now and then.

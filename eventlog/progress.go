@@ -14,7 +14,6 @@ import (
 type progress struct {
 	mu      sync.Mutex
 	at      map[string]*standing
-	wake    chan struct{} // closed when a follower moves
 	wanted  int64
 	wish    chan struct{}   // closed when wanted moves
 	unsaid  map[string]bool // followers of this process that have moved since others were told
@@ -29,10 +28,19 @@ type standing struct {
 	here     bool                    // this process runs it
 	asked    bool                    // its checkpoint is watched
 	lose     context.CancelCauseFunc // ends it here
+	moved    chan struct{}           // closed when what is known of its position changes; nil: nobody waits for it
+}
+
+// woken tells those who wait for it.
+func (s *standing) woken() {
+	if s.moved != nil {
+		close(s.moved)
+		s.moved = nil
+	}
 }
 
 func (p *progress) init() {
-	p.at, p.wake, p.wish = map[string]*standing{}, make(chan struct{}), make(chan struct{})
+	p.at, p.wish = map[string]*standing{}, make(chan struct{})
 	p.unsaid, p.touched = map[string]bool{}, map[string]bool{}
 }
 
@@ -97,26 +105,25 @@ func (p *progress) moved(name string, position int64, wrote bool) {
 		s.version++
 	}
 	p.unsaid[name] = true
-	p.woken()
-}
-
-func (p *progress) woken() {
-	close(p.wake)
-	p.wake = make(chan struct{})
+	s.woken()
 }
 
 // drop notes that this process does not run name any more.
 func (p *progress) drop(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch s, ok := p.at[name]; {
-	case !ok:
+	s, ok := p.at[name]
+	if !ok {
+		return
+	}
+	switch {
 	case !s.asked:
 		delete(p.at, name)
 	case s.here:
 		s.here = false
 		s.version++
 	}
+	s.woken()
 }
 
 // lost ends followers of this process whose leases others have.
@@ -143,21 +150,23 @@ func (p *progress) names() []string {
 	return names
 }
 
-// behind returns which of names do not cover position, as far as this process knows; unknown are those of other processes that nobody
-// watches. moved is closed at the next move of any.
-func (p *progress) behind(position int64, names []string) (behind, unknown []string, elsewhere bool, moved <-chan struct{}) {
+// behind looks which of names do not cover position, as far as this process knows. moved is closed when the first of them moves, nil when
+// there is none; elsewhere: another process runs it. unknown are those of other processes that nobody watches.
+func (p *progress) behind(position int64, names []string) (moved <-chan struct{}, elsewhere bool, unknown []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, n := range names {
 		switch s, ok := p.at[n]; {
 		case !ok || !s.here && !s.asked:
 			unknown = append(unknown, n)
-		case s.position < position:
-			behind = append(behind, n)
-			elsewhere = elsewhere || !s.here
+		case s.position < position && moved == nil:
+			if s.moved == nil {
+				s.moved = make(chan struct{})
+			}
+			moved, elsewhere = s.moved, !s.here
 		}
 	}
-	return behind, unknown, elsewhere, p.wake
+	return moved, elsewhere, unknown
 }
 
 // watched lists the followers that are watched, and says whether other processes run some of them.
@@ -188,7 +197,7 @@ func (p *progress) saw(name string, position, epoch int64) {
 	s.version++
 	if s.epoch = epoch; !s.here {
 		s.position = position
-		p.woken()
+		s.woken()
 	}
 }
 
@@ -292,7 +301,7 @@ func (l *Log) WaitFor(ctx context.Context, position int64, names ...string) erro
 	l.progress.want(min(position, l.Head()))
 	told := false
 	for {
-		behind, unknown, elsewhere, moved := l.progress.behind(position, names)
+		moved, elsewhere, unknown := l.progress.behind(position, names)
 		if len(unknown) > 0 {
 			at, err := l.checkpoints(ctx, unknown)
 			if err != nil {
@@ -303,7 +312,7 @@ func (l *Log) WaitFor(ctx context.Context, position int64, names ...string) erro
 				return ok && reached >= position
 			})
 		}
-		if len(behind) == 0 && len(unknown) == 0 {
+		if moved == nil && len(unknown) == 0 {
 			return nil
 		}
 		if elsewhere && !told { // that somebody waits
