@@ -262,6 +262,8 @@ type shape struct {
 	keys    []column
 	row     reflect.Type
 	indexes []string
+
+	insertion, replacement string // SQL after "insert into <schema>.", and after that where rows may be there already
 }
 
 func newTable[K comparable, R keyed[K]](m *models, name string, indexes ...string) *table[K, R] {
@@ -284,10 +286,22 @@ type models []stored
 
 func newShape[R any](name string, indexes []string) shape {
 	s := shape{name: name, columns: columnsOf(reflect.TypeFor[R]()), row: reflect.TypeFor[R](), indexes: indexes}
-	for _, c := range s.columns {
+	var values, set []string
+	for i, c := range s.columns {
+		// unnest of each alone: what each of one unnest of all gives, Postgres would store first.
+		values = append(values, fmt.Sprintf("unnest($%d::%s[])", i+1, c.sql))
 		if c.key {
 			s.keys = append(s.keys, c)
+		} else {
+			set = append(set, c.name+" = excluded."+c.name)
 		}
+	}
+	s.insertion = fmt.Sprintf("%s (%s) select %s", name, names(s.columns), strings.Join(values, ", "))
+	s.replacement = fmt.Sprintf(" on conflict (%s) do ", names(s.keys))
+	if len(set) > 0 {
+		s.replacement += "update set " + strings.Join(set, ", ")
+	} else {
+		s.replacement += "nothing"
 	}
 	return s
 }
@@ -360,23 +374,9 @@ func (s *shape) insert(w *eventlog.Writes, schema string, rows reflect.Value, up
 			return err
 		}
 	}
-	values := make([]string, len(s.columns)) // unnest of each alone: of all together, Postgres would first store what each gives
-	for i, c := range s.columns {
-		values[i] = fmt.Sprintf("unnest($%d::%s[])", i+1, c.sql)
-	}
-	sql := fmt.Sprintf("insert into %s.%s (%s) select %s", schema, s.name, names(s.columns), strings.Join(values, ", "))
+	sql := "insert into " + schema + "." + s.insertion
 	if upsert {
-		var set []string
-		for _, c := range s.columns {
-			if !c.key {
-				set = append(set, c.name+" = excluded."+c.name)
-			}
-		}
-		action := "nothing"
-		if len(set) > 0 {
-			action = "update set " + strings.Join(set, ", ")
-		}
-		sql += fmt.Sprintf(" on conflict (%s) do %s", names(s.keys), action)
+		sql += s.replacement
 	}
 	w.Queue(sql, args...)
 	return nil
