@@ -6,10 +6,10 @@
 package commands
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
+	"github.com/go-json-experiment/json/v1"
 	"github.com/google/uuid"
 
 	"github.com/wheelrefinery/refinery/events"
