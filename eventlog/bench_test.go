@@ -24,7 +24,7 @@ import (
 func BenchmarkAppend(b *testing.B) {
 	const rounds, window = 9, 500 * time.Millisecond
 	for b.Loop() {
-		debug.SetGCPercent(400) // as cmd/refinery does
+		debug.SetGCPercent(300) // as cmd/refinery does
 		pool := pgtest.Durable(b)
 		l := open(b, pool)
 		// A server that has run for a while writes into WAL files that are there; a new one must make each, 16 MiB at a time.

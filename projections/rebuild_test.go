@@ -110,7 +110,7 @@ func seed(tb testing.TB, pool *pgxpool.Pool, n int) int {
 
 // BenchmarkRebuild measures how fast all read models but log text are built from the start of the log. The limit is 40,000 events/s.
 func BenchmarkRebuild(b *testing.B) {
-	debug.SetGCPercent(400)                                    // as cmd/refinery does
+	debug.SetGCPercent(300)                                    // as cmd/refinery does
 	pool, err := eventlog.Pool(b.Context(), pgtest.DSN(b), 24) // with the settings that the program's connections have
 	if err != nil {
 		b.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -68,7 +69,6 @@ type plane struct {
 
 // startPlane starts every part and returns when requests are answered. What was started is stopped when a later part fails.
 func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog.Logger) (_ *plane, err error) {
-	tune()
 	p := &plane{controlSettings: c, dir: dir, logger: logger, failed: make(chan error, 16)}
 	defer func() {
 		if err != nil {
@@ -155,14 +155,17 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if len(listeners) > 1 {
 		p.serve(listeners[1], ui.Handler(handler))
 	}
+	tune()
 	return p, nil
 }
 
 // tune lets the heap grow before it is collected: it is small, and collecting it often took a tenth of the time of a busy control plane.
-// The limit keeps that from costing memory where there is much in use.
+// The limit keeps that from costing memory where there is much in use. What starting needed comes first, or the heap would be let grow
+// to a multiple of that.
 func tune() {
+	runtime.GC()
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
+		debug.SetGCPercent(300)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(256 << 20)
