@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -23,16 +22,8 @@ const (
 	listsAge    = 24 * time.Hour   // after which apt's lists are fetched again
 )
 
-// aptForm is a package, with architecture and version where they are given (Debian policy 5.6.1, 5.6.12). It never ends in '-', by which
-// apt-get would remove the package.
-var (
-	aptForm = regexp.MustCompile(`^([a-z0-9][a-z0-9+.-]*[a-z0-9+])(:[a-z0-9-]*[a-z0-9])?(=[0-9A-Za-z.+~:-]*[0-9A-Za-z+~])?$`)
-	dnfForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._+~^-]*(\([A-Za-z0-9][A-Za-z0-9._+:-]*\))?$`)
-)
-
 // manager installs packages of a distribution.
 type manager struct {
-	form    *regexp.Regexp
 	program string
 	// missing says which packages are to be installed still; it changes nothing and needs no rights.
 	missing func(ctx context.Context, w *Worker, names []string) []string
@@ -40,8 +31,8 @@ type manager struct {
 }
 
 var managers = map[api.RecipeKind]manager{
-	api.RecipeKindApt: {aptForm, "apt-get", aptMissing, aptInstall},
-	api.RecipeKindDnf: {dnfForm, "dnf", dnfMissing, dnfInstall},
+	api.RecipeKindApt: {"apt-get", aptMissing, aptInstall},
+	api.RecipeKindDnf: {"dnf", dnfMissing, dnfInstall},
 }
 
 // packages sees to it that the packages of a recipe are there. What is for another distribution is passed over.
@@ -49,11 +40,6 @@ func (w *Worker) packages(ctx context.Context, job *api.Job, r api.Recipe, log *
 	m := managers[r.Kind]
 	failed := func(format string, args ...any) error {
 		return &fault{Class: or(job.FailedBefore, classMissingLibrary), Reason: oneLine(fmt.Sprintf(format, args...))}
-	}
-	for _, name := range r.Items {
-		if !m.form.MatchString(name) {
-			return failed("the recipe's %s package %.100q is not the name of one", r.Kind, name)
-		}
 	}
 	if _, err := exec.LookPath(m.program); err != nil {
 		log.say(ctx, "recipe: %s packages %s: this machine has no %s", r.Kind, strings.Join(r.Items, " "), m.program)
@@ -145,7 +131,7 @@ func aptMissing(ctx context.Context, w *Worker, items []string) (missing []strin
 
 // aptKnows says that apt has a package of exactly this name: one that it does not know, it would take for a pattern.
 func (w *Worker) aptKnows(ctx context.Context, item string) bool {
-	name := aptForm.FindStringSubmatch(item)[1]
+	name := item[:strings.IndexAny(item+"=", ":=")]
 	names, err := w.answer(ctx, "apt-cache", "--option", "APT::Cache::AllNames=true", "pkgnames", "--", name)
 	return err == nil && slices.Contains(strings.Split(names, "\n"), name)
 }

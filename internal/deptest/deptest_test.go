@@ -30,7 +30,7 @@ var rooms = map[string][]string{
 	"writeapi":    {"commands", "bus", "api", "eventlog", "events", "hints", "internal/wheel", "internal/wheelstore"}, // eventlog and events for the types of outcomes and facts
 	"readapi":     {"events", "eventlog", "hints", "projections", "api"},                                              // eventlog for the type of outcomes
 	"index":       {"api", "events", "projections", "internal/wheelstore"},
-	"worker":      {"api", "bus"},
+	"worker":      {"api", "bus", "events", "hints"}, // events for the type of recipes, which hints checks
 	"ui":          {},
 	"migrations":  {},
 
