@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -307,6 +308,30 @@ func FuzzParseFilename(f *testing.F) {
 			}
 			if err != nil || one.Project != n.Project || one.Version != n.Version || one.Tags[0] != tag {
 				t.Errorf("%q becomes %q: %+v, %v", name, again, one, err)
+			}
+		}
+	})
+}
+
+// An archive of any bytes, and one whose two texts are any: it is refused as invalid, or it is the wheel that its filename says.
+func FuzzRead(f *testing.F) {
+	for _, files := range [][]file{good(), good()[:2], append(good(), file{"../x", "x"})} {
+		f.Add(pack(f, files), []byte(goodMetadata), []byte(goodWheel))
+	}
+	f.Add([]byte("PK\x05\x06"), []byte("Name: flask-login\nVersion: 1\n"), []byte("Wheel-Version: 2.0\n"))
+	f.Fuzz(func(t *testing.T, archive, metadata, wheelFile []byte) {
+		texts := good()
+		texts[1].text, texts[2].text = string(metadata), string(wheelFile)
+		for _, data := range [][]byte{archive, pack(t, texts)} {
+			w, err := Read(goodName, bytes.NewReader(data), int64(len(data)))
+			if err != nil {
+				if fault.CodeOf(err) != fault.Invalid {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if w.Project != "flask-login" || w.Version != "1.0" || len(w.Tags) != 2 || len(w.Metadata) > mostMetadata || !utf8.ValidString(w.RequiresPython) {
+				t.Errorf("%+v", w)
 			}
 		}
 	})
