@@ -118,53 +118,65 @@ func BenchmarkLease(b *testing.B) {
 	}
 }
 
-// BenchmarkHandlers compares posts where one process handles the commands with posts where two do, beside one that does all else, in
+// BenchmarkHandlers compares on each transport posts where one process handles the commands with posts where two do, beside one that does all else, in
 // turns. Limit: not less, but for a twentieth that comes and goes with the machine. two-api/s is what two processes that each do everything
 // take; on two cores, which one process fills, it is less.
 func BenchmarkHandlers(b *testing.B) {
 	const rounds, window = 5, 2 * time.Second
 	const others = "writeapi,readapi,projector,policies,relay"
-	for b.Loop() {
-		one, two, full := servers(b, others, "handlers"), servers(b, others, "handlers", "handlers"), servers(b, "", "")
-		var rates [3][]float64
-		for range rounds {
-			rates[0] = append(rates[0], loadAt(b, one[0], 64, window, "", http.StatusCreated).rate)
-			rates[1] = append(rates[1], loadAt(b, two[0], 64, window, "", http.StatusCreated).rate)
-			var loads [2]load
-			var wg sync.WaitGroup
-			for i, url := range full {
-				wg.Go(func() { loads[i] = loadAt(b, url, 32, window, "", http.StatusCreated) })
+	for _, backend := range backends {
+		b.Run(backend.name, func(b *testing.B) {
+			for b.Loop() {
+				start := func(roles ...string) []string {
+					var c controlSettings
+					backend.set(b, &c)
+					return servers(b, c, roles...)
+				}
+				one, two, full := start(others, "handlers"), start(others, "handlers", "handlers"), start("", "")
+				var rates [3][]float64
+				for range rounds {
+					rates[0] = append(rates[0], loadAt(b, one[0], 64, window, "", http.StatusCreated).rate)
+					rates[1] = append(rates[1], loadAt(b, two[0], 64, window, "", http.StatusCreated).rate)
+					var loads [2]load
+					var wg sync.WaitGroup
+					for i, url := range full {
+						wg.Go(func() { loads[i] = loadAt(b, url, 32, window, "", http.StatusCreated) })
+					}
+					wg.Wait()
+					rates[2] = append(rates[2], loads[0].rate+loads[1].rate)
+				}
+				one1, two1 := middle(rates[0]), middle(rates[1])
+				b.ReportMetric(one1, "one/s")
+				b.ReportMetric(two1, "two/s")
+				b.ReportMetric(middle(rates[2]), "two-api/s")
+				if two1 < 0.95*one1 {
+					b.Errorf("two processes handle %.0f a second, one %.0f", two1, one1)
+				}
 			}
-			wg.Wait()
-			rates[2] = append(rates[2], loads[0].rate+loads[1].rate)
-		}
-		one1, two1 := middle(rates[0]), middle(rates[1])
-		b.ReportMetric(one1, "one/s")
-		b.ReportMetric(two1, "two/s")
-		b.ReportMetric(middle(rates[2]), "two-api/s")
-		if two1 < 0.95*one1 {
-			b.Errorf("two processes handle %.0f a second, one %.0f", two1, one1)
-		}
+		})
 	}
 }
 
-// servers starts a control-plane process for each of roles ("": all) on a durable Postgres and one folder, and returns their addresses.
-func servers(b *testing.B, roles ...string) (urls []string) {
+// servers starts a control-plane process for each of roles ("": all) on a durable Postgres, one folder and c's bus, and returns their
+// addresses.
+func servers(b *testing.B, c controlSettings, roles ...string) (urls []string) {
 	b.Helper()
 	dir, dsn := b.TempDir(), pgtest.DurableDSN(b)
 	for _, r := range roles {
-		p := &program{t: b, dir: dir, dsn: dsn, api: freeAddr(b)}
-		c := p.command("serve")
-		c.Stderr = os.Stderr
-		if c.Env = append(c.Env, "LOG_LEVEL=warn"); r != "" {
-			c.Env = append(c.Env, "ROLES="+r)
+		p := &program{t: b, dir: dir, dsn: dsn, api: freeAddr(b), env: []string{
+			"LOG_LEVEL=warn", "QUEUE_BACKEND=" + c.QueueBackend, "REDIS_URL=" + c.RedisURL, "KAFKA_BROKERS=" + c.KafkaBrokers,
+		}}
+		if r != "" {
+			p.env = append(p.env, "ROLES="+r)
 		}
-		if err := c.Start(); err != nil {
+		serve := p.command("serve")
+		serve.Stderr = os.Stderr
+		if err := serve.Start(); err != nil {
 			b.Fatal(err)
 		}
 		b.Cleanup(func() {
-			_ = c.Process.Kill() // it has ended only where the benchmark has failed
-			_ = c.Wait()
+			_ = serve.Process.Kill() // it has ended only where the benchmark has failed
+			_ = serve.Wait()
 		})
 		urls = append(urls, "http://"+p.api)
 	}
