@@ -26,7 +26,7 @@ type slot[R any] struct {
 }
 
 // cacheRows bounds the rows that a table keeps in memory.
-const cacheRows = 20_000
+const cacheRows = 8_000
 
 // table is a read model's table as handlers see it: rows by key. What Get returns must not be changed in place where rows hold slices or
 // maps: copy those first.
