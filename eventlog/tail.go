@@ -115,6 +115,7 @@ type pages struct {
 	limit   int             // size of the next page
 	readers map[string]reader
 	moved   chan struct{} // closed when a reader moves on
+	ended   time.Time     // when a page was read that reached the end of the log
 }
 
 type page struct {
@@ -223,6 +224,12 @@ func (p *pages) read(pg *page, after int64, size int) {
 	defer close(pg.ready)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	p.mu.Lock()
+	rest := tellAtMost - time.Since(p.ended)
+	p.mu.Unlock()
+	if rest > 0 { // the more processes append, the more often there is a little to read
+		pause(ctx, rest)
+	}
 	limit := size - int(after%int64(size))
 	pg.batch, pg.err = p.log.Read(ctx, after, limit)
 	pg.full = pg.err == nil && len(pg.batch) == limit
@@ -238,6 +245,9 @@ func (p *pages) read(pg *page, after int64, size int) {
 		p.limit = max(leastEvents, size/2)
 	case bytes < mostBytes/4 && pg.full:
 		p.limit = min(mostEvents, size*2)
+	}
+	if !pg.full {
+		p.ended = time.Now()
 	}
 	if !pg.full && p.cache[after] == pg { // an error, or the end of the log: the next to ask must read again
 		delete(p.cache, after)
