@@ -148,6 +148,10 @@ func TestKilledWorker(t *testing.T) {
 	if left, err := os.ReadDir(w.path("work")); err != nil || len(left) != 0 {
 		t.Errorf("left in the work folder: %v %v", left, err)
 	}
+	p.start() // which hands back what the killed one held, and not in another test
+	if r := p.ended("orphan", 10*time.Second); r.Status != api.ResultStatusReleased {
+		t.Errorf("%+v", r)
+	}
 }
 
 // A second start finds everything, and is quick.
