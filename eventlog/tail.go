@@ -115,7 +115,7 @@ type pages struct {
 	limit   int             // size of the next page
 	readers map[string]reader
 	moved   chan struct{} // closed when a reader moves on
-	ended   time.Time     // when a page was read that reached the end of the log
+	ended   time.Time     // when a page was read that was not full
 }
 
 type page struct {
@@ -246,10 +246,11 @@ func (p *pages) read(pg *page, after int64, size int) {
 	case bytes < mostBytes/4 && pg.full:
 		p.limit = min(mostEvents, size*2)
 	}
-	if !pg.full {
-		p.ended = time.Now()
+	if pg.full {
+		return
 	}
-	if !pg.full && p.cache[after] == pg { // an error, or the end of the log: the next to ask must read again
+	p.ended = time.Now()
+	if p.cache[after] == pg { // an error, or the end of the log: the next to ask must read again
 		delete(p.cache, after)
 		p.order = slices.DeleteFunc(p.order, func(a int64) bool { return a == after })
 	}

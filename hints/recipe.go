@@ -22,7 +22,7 @@ const (
 
 var (
 	// Debian policy 5.6.1 and 5.6.12. Nothing ends in '-': for apt-get that is the order to remove the package.
-	aptForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*[a-z0-9+.](:[a-z0-9]([a-z0-9-]*[a-z0-9])?)?(=([0-9]+:)?[0-9]([A-Za-z0-9.+~-]*[A-Za-z0-9.+~])?)?$`)
+	aptForm = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*[a-z0-9+](:[a-z0-9]([a-z0-9-]*[a-z0-9])?)?(=([0-9]+:)?[0-9]([A-Za-z0-9.+~-]*[A-Za-z0-9+~])?)?$`)
 	// A name, with version, release and architecture where they are given, or a capability such as pkgconfig(libpq) that dnf looks up.
 	dnfForm   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._+~^-]*(\([A-Za-z0-9][A-Za-z0-9._+:-]*\))?$`)
 	extraForm = regexp.MustCompile(`^\[[A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*\]`)

@@ -24,8 +24,11 @@ func TestCheckRecipe(t *testing.T) {
 	}{
 		{
 			"apt",
-			[]string{"libpq-dev", "g++", "libstdc++6", "0ad", "libffi-dev:arm64", "libpq-dev=15.5-0+deb12u1", "gcc:amd64=4:12.2.0-3", "libxml2-dev=2.9.14+dfsg-1.3~deb12u1"},
-			[]string{"a", "Libpq", "libpq_dev", "libpq-dev/stable", "libpq-dev=", "libpq-dev:", "libpq-dev-", "libpq-dev:amd64-", "libpq-dev=1.0-", "libpq dev", ".hidden", "+x", "libpq-dev*", "libpq-dev=1.0;x", "./x.deb", "^x"},
+			[]string{"libc6:i386", "libpq-dev=15.18-0+deb12u1", "x11-utils:amd64=7.7+5", "python3.11", "libpq-dev", "g++", "libstdc++6", "0ad", "libffi-dev:arm64", "libpq-dev=15.5-0+deb12u1", "gcc:amd64=4:12.2.0-3", "libxml2-dev=2.9.14+dfsg-1.3~deb12u1"},
+			[]string{
+				"bash-", "bash:amd64-", "bash=5.2-", "bash=", "bash:", "a b", "./x.deb", "/tmp/x.deb", "x/stable", "*", "lib*", "lib?", "^lib", "lib$", "Bash", "a_b", "bash.", "bash=5.2.",
+				"a", "Libpq", "libpq_dev", "libpq-dev/stable", "libpq-dev=", "libpq-dev:", "libpq-dev-", "libpq-dev:amd64-", "libpq-dev=1.0-", "libpq dev", ".hidden", "+x", "libpq-dev*", "libpq-dev=1.0;x", "./x.deb", "^x",
+			},
 		},
 		{
 			"dnf",

@@ -131,7 +131,8 @@ func aptMissing(ctx context.Context, w *Worker, items []string) (missing []strin
 
 // aptKnows says that apt has a package of exactly this name: one that it does not know, it would take for a pattern.
 func (w *Worker) aptKnows(ctx context.Context, item string) bool {
-	name := item[:strings.IndexAny(item+"=", ":=")]
+	name, _, _ := strings.Cut(item, "=")
+	name, _, _ = strings.Cut(name, ":")
 	names, err := w.answer(ctx, "apt-cache", "--option", "APT::Cache::AllNames=true", "pkgnames", "--", name)
 	return err == nil && slices.Contains(strings.Split(names, "\n"), name)
 }

@@ -10,7 +10,7 @@ import (
 // Request is something that a publisher waits for to be written.
 type Request[T any] struct {
 	What T
-	size int
+	Size int // in bytes, as it was given
 	done chan error
 }
 
@@ -86,8 +86,8 @@ func (w *Writer[T]) take() (batch []Request[T], closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	n, size := 0, 0
-	for n < len(w.queue) && (n == 0 || size+w.queue[n].size <= w.most) {
-		size += w.queue[n].size
+	for n < len(w.queue) && (n == 0 || size+w.queue[n].Size <= w.most) {
+		size += w.queue[n].Size
 		n++
 	}
 	batch = w.queue[:n:n]

@@ -201,7 +201,7 @@ func (b *redisBus) Publish(topic string, messages ...*message.Message) error {
 	if len(messages) == 0 {
 		return nil
 	}
-	p := publication{topic: topic, entries: make([]*goredis.XAddArgs, len(messages))}
+	p, size := publication{topic: topic, entries: make([]*goredis.XAddArgs, len(messages))}, 0
 	for i, m := range messages {
 		if err := bus.CheckMessage(topic, m); err != nil {
 			return err
@@ -211,9 +211,9 @@ func (b *redisBus) Publish(topic string, messages ...*message.Message) error {
 			return fmt.Errorf("bus: message %q: %w", m.UUID, err)
 		}
 		p.entries[i] = &goredis.XAddArgs{Stream: streamName(topic, shardOf(topic, m.Metadata.Get(bus.KeyMetadata))), Values: values}
-		p.size += len(m.Payload)
+		size += len(m.Payload)
 	}
-	if err := b.writer.Write(p, p.size); err != nil {
+	if err := b.writer.Write(p, size); err != nil {
 		if errors.Is(err, bus.ErrClosed) {
 			return err
 		}

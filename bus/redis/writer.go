@@ -37,7 +37,6 @@ type volume struct{ messages, bytes int }
 type publication struct {
 	topic   string
 	entries []*goredis.XAddArgs
-	size    int
 }
 
 func startWriter(b *redisBus) *writer {
@@ -59,7 +58,7 @@ func (w *writer) send(batch []gather.Request[publication]) {
 		if keep := unheardBytes[topic]; keep > 0 {
 			v := w.unheard[topic]
 			v.messages += len(r.What.entries)
-			v.bytes += r.What.size
+			v.bytes += r.Size
 			if v.messages >= unheardMessages || v.bytes >= keep {
 				v = volume{}
 				pipe.Eval(ctx, trimUnheard, streamNames(topic), keep)

@@ -118,9 +118,9 @@ func BenchmarkLease(b *testing.B) {
 	}
 }
 
-// BenchmarkHandlers compares on each transport posts where one process handles the commands with posts where two do, beside one that does all else, in
-// turns. Limit: not less, but for a twentieth that comes and goes with the machine. two-api/s is what two processes that each do everything
-// take; on two cores, which one process fills, it is less.
+// BenchmarkHandlers compares on each transport posts where one process handles the commands with posts where two do, beside one that does
+// all else, in turns. Limit: not less, but for a twentieth that comes and goes with the machine. two-api/s is what two processes that each
+// do everything take; on two cores, which one process fills, it is less.
 func BenchmarkHandlers(b *testing.B) {
 	const rounds, window = 5, 2 * time.Second
 	const others = "writeapi,readapi,projector,policies,relay"
