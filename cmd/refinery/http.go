@@ -91,16 +91,22 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 	return p.tracer.HTTP(h), err
 }
 
-// await waits for a command's outcome, and until everything that serves an answer has seen its events: the read models, and the leases,
-// which answer heartbeats.
+// await waits for a command's outcome, and until everything that serves an answer has seen what it did, or what it found done: the read
+// models, and the leases, which answer heartbeats. A refusal shows nothing, and is not waited for.
 func (p *plane) await(id uuid.UUID) (wait func(context.Context) (eventlog.Outcome, error), forget func()) {
 	outcome, forget := p.log.Expect(id)
 	return func(ctx context.Context) (eventlog.Outcome, error) {
 		o, err := outcome(ctx)
-		if err == nil && o.Last > 0 {
-			err = p.log.WaitFor(ctx, o.Last, p.covering()...)
+		if err != nil || o.Status != eventlog.Applied {
+			return o, err
 		}
-		return o, err
+		position := o.Last
+		if position == 0 { // another command did it before
+			if err := p.pool.QueryRow(ctx, `select position from head`).Scan(&position); err != nil {
+				return o, err
+			}
+		}
+		return o, p.log.WaitFor(ctx, position, p.covering()...)
 	}, forget
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -140,6 +141,37 @@ func (c *control) status(name string) (b api.Build) {
 	c.Helper()
 	c.call(200, "GET", strings.TrimSuffix(path(name, ""), "/"), nil, &b)
 	return b
+}
+
+// Who enqueues what is queued already is answered when it can be read, though another command queued it.
+func TestEnqueuedTwice(t *testing.T) {
+	c := startControl(t)
+	lock, err := c.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := lock.Exec(t.Context(), `lock table builds.builds in exclusive mode`); err != nil { // reads go on, writes wait
+		t.Fatal(err)
+	}
+	body := api.EnqueueRequest{Package: "twice", Version: "1.0", PythonTag: "cp311", PlatformTag: "linux_x86_64"}
+	accepted := c.call(202, "POST", "/queue/enqueue", body, nil, "Prefer", "respond-async")
+	eventually(t, 10*time.Second, func() error {
+		var state api.Command
+		if c.call(200, "GET", accepted.Get("Location"), nil, &state); state.Status != api.CommandStatusApplied {
+			return fmt.Errorf("the command is %s", state.Status)
+		}
+		return nil
+	})
+	released := make(chan struct{})
+	time.AfterFunc(500*time.Millisecond, func() { close(released); _ = lock.Rollback(context.WithoutCancel(t.Context())) })
+	c.call(200, "POST", "/queue/enqueue", body, nil)
+	select {
+	case <-released:
+	default:
+		t.Error("it was answered before it could be read")
+	}
+	c.status("twice")
 }
 
 func TestRetryAndPriority(t *testing.T) { onEachBackend(t, testRetryAndPriority) }
