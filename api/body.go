@@ -29,7 +29,7 @@ type limited struct {
 	bytes    int64
 }
 
-func limitBody(w http.ResponseWriter, r *http.Request, op operation) io.ReadCloser {
+func limitBody(w http.ResponseWriter, r *http.Request, op *operation) io.ReadCloser {
 	return &limited{ReadCloser: http.MaxBytesReader(w, r.Body, op.maxBody), deadline: http.NewResponseController(w), stream: op.stream, begin: time.Now()}
 }
 

@@ -34,8 +34,11 @@ const MostBody = 1 << 20
 type contract struct {
 	doc        *openapi3.T
 	router     routers.Router
-	operations map[*openapi3.Operation]operation
+	fixed      map[call]*routers.Route // of paths without parameters: the router tries one path after another
+	operations map[*openapi3.Operation]*operation
 }
+
+type call struct{ method, path string }
 
 // operation is what is asked of the contract again and again.
 type operation struct {
@@ -47,10 +50,13 @@ type operation struct {
 	scope   access.Scope
 	role    string // that a process needs to answer it; "": every one does
 	query   map[string]*openapi3.Parameter
+
+	generated  http.Handler
+	compressed http.Handler // generated, with its answers compressed
 }
 
 // endless says that r is answered with events, each of which is sent at once.
-func (o operation) endless(r *http.Request) bool {
+func (o *operation) endless(r *http.Request) bool {
 	return o.events && (o.query["follow"] == nil || r.URL.Query().Get("follow") == "true")
 }
 
@@ -72,10 +78,10 @@ func newContract() (*contract, error) {
 	if err != nil {
 		return nil, fmt.Errorf("route openapi.yaml: %w", err)
 	}
-	c := &contract{doc: doc, router: router, operations: map[*openapi3.Operation]operation{}}
+	c := &contract{doc: doc, router: router, fixed: map[call]*routers.Route{}, operations: map[*openapi3.Operation]*operation{}}
 	for path, item := range doc.Paths.Map() {
 		for method, op := range item.Operations() {
-			o := operation{maxBody: MostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
+			o := &operation{maxBody: MostBody, index: slices.Contains(op.Tags, "index"), query: map[string]*openapi3.Parameter{}}
 			if n, ok := op.Extensions["x-max-body"].(float64); ok {
 				o.maxBody = int64(n)
 			}
@@ -100,6 +106,12 @@ func newContract() (*contract, error) {
 				}
 			}
 			c.operations[op] = o
+			if !strings.Contains(path, "{") {
+				r := &http.Request{Method: method, URL: &url.URL{Path: path}}
+				if c.fixed[call{method, path}], _, err = router.FindRoute(r); err != nil {
+					return nil, fmt.Errorf("route %s %s: %w", method, path, err)
+				}
+			}
 		}
 	}
 	return c, nil
@@ -107,11 +119,16 @@ func newContract() (*contract, error) {
 
 // find returns the route of r, and the path's parameters unescaped; an error is 404 or 405. HEAD is GET.
 func (c *contract) find(r *http.Request) (*routers.Route, map[string]string, error) {
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	if route, ok := c.fixed[call{method, r.URL.EscapedPath()}]; ok {
+		return route, nil, nil
+	}
 	notFound := &httpError{status: http.StatusNotFound, detail: "There is nothing at this path. /openapi.yaml lists what there is."}
 	probe := *r
-	if r.Method == http.MethodHead {
-		probe.Method = http.MethodGet
-	}
+	probe.Method = method
 	route, vars, err := c.router.FindRoute(&probe)
 	if errors.Is(err, routers.ErrMethodNotAllowed) {
 		return nil, nil, &httpError{status: http.StatusMethodNotAllowed, detail: "This path does not know this method.", allow: c.allowed(probe)}
@@ -164,7 +181,7 @@ func (c *contract) check(w http.ResponseWriter, r *http.Request, route *routers.
 	return nil
 }
 
-func (c *contract) checkQuery(r *http.Request, op operation) (url.Values, error) {
+func (c *contract) checkQuery(r *http.Request, op *operation) (url.Values, error) {
 	if r.URL.RawQuery == "" {
 		return url.Values{}, nil
 	}
@@ -191,7 +208,7 @@ func (c *contract) checkQuery(r *http.Request, op operation) (url.Values, error)
 
 // prepareBody limits the body and checks its type. It reads a JSON body (buffered: the schema is to be checked) and leaves others to
 // their handlers.
-func prepareBody(w http.ResponseWriter, r *http.Request, spec *openapi3.RequestBodyRef, op operation) (buffered bool, err error) {
+func prepareBody(w http.ResponseWriter, r *http.Request, spec *openapi3.RequestBodyRef, op *operation) (buffered bool, err error) {
 	if r.ContentLength > op.maxBody {
 		return false, &http.MaxBytesError{Limit: op.maxBody}
 	}

@@ -66,24 +66,41 @@ func New(o Options, server StrictServerInterface, index http.Handler) (http.Hand
 			WriteProblem(w, r, parameterError(err))
 		},
 	})
+	for _, op := range contract.operations {
+		op.generated = router
+	}
+	err = router.Walk(func(r *mux.Route, _ *mux.Router, _ []*mux.Route) error {
+		path, err := r.GetPathTemplate()
+		methods, _ := r.GetMethods()
+		for _, method := range methods {
+			if fixed, ok := contract.fixed[call{method, path}]; ok { // need not be routed a second time
+				contract.operations[fixed.Operation].generated = r.GetHandler()
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("route the generated handlers: %w", err)
+	}
+	for _, op := range contract.operations {
+		op.compressed = compress(op.generated)
+	}
 	return &handler{
-		options: o, contract: contract, generated: router, compressed: compress(router), index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
+		options: o, contract: contract, index: index, simple: compress(index), document: compress(http.HandlerFunc(document)),
 		origin: http.NewCrossOriginProtection(), guard: o.Guard,
 		docs: sync.OnceValues(func() (*docs, error) { return newDocs(contract.doc) }), // most never read them
 	}, nil
 }
 
 type handler struct {
-	options    Options
-	contract   *contract
-	generated  http.Handler
-	compressed http.Handler // generated, with its answers compressed
-	index      http.Handler
-	simple     http.Handler // the pages of index, not its files
-	document   http.Handler
-	origin     *http.CrossOriginProtection
-	guard      *access.Guard // nil: everything is open
-	docs       func() (*docs, error)
+	options  Options
+	contract *contract
+	index    http.Handler
+	simple   http.Handler // the pages of index, not its files
+	document http.Handler
+	origin   *http.CrossOriginProtection
+	guard    *access.Guard // nil: everything is open
+	docs     func() (*docs, error)
 }
 
 func (h *handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -140,7 +157,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 		return fault.New(fault.Forbidden, "A page of another origin may not write here.")
 	}
 	route, vars, missing := h.contract.find(r)
-	var op operation
+	op := &operation{}
 	switch {
 	case missing == nil:
 		op, info.Route = h.contract.operations[route.Operation], route.Path
@@ -197,9 +214,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, info *Request) e
 		r, w = &get, headWriter{w}
 	}
 	if op.endless(r) {
-		h.generated.ServeHTTP(w, r)
+		op.generated.ServeHTTP(w, r)
 	} else {
-		h.compressed.ServeHTTP(w, r)
+		op.compressed.ServeHTTP(w, r)
 	}
 	return nil
 }

@@ -122,6 +122,7 @@ type Meta struct {
 	Correlation uuid.UUID `json:"correlation"`         // zero: this command begins a conversation
 	Causation   int64     `json:"causation,omitempty"` // position of the event that a policy reacts to
 	Digest      string    `json:"digest,omitempty"`    // of the request that sent it
+	Async       bool      `json:"async,omitempty"`     // nobody waits for the outcome: it may come some milliseconds later
 }
 
 // mostMeta bounds each text of a Meta, in bytes.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,8 +22,11 @@ const (
 	mostCached  = 20_000
 	retryFirst  = 20 * time.Millisecond
 	retryMost   = 2 * time.Second
+	gatherMost  = 100
 	mostRetries = 20 // of a command whose stream keeps moving; other processes write it too
 )
+
+var gatherFor = 10 * time.Millisecond // more in a test
 
 // Handler decides commands: it takes all that wait, loads the streams that it does not know with one query, decides in order in
 // memory, and appends once.
@@ -138,6 +142,7 @@ func (h *Handler) Run(ctx context.Context) error {
 				break drain
 			}
 		}
+		batch = h.gather(ctx, batch)
 		var err error
 		if again, err = h.batch(ctx, batch); err == nil {
 			wait = retryFirst
@@ -156,6 +161,28 @@ func (h *Handler) Run(ctx context.Context) error {
 			return nil
 		}
 		wait = min(2*wait, retryMost)
+	}
+}
+
+// gather lets a few more come while nobody waits for any: to load and to append costs as much as twenty commands.
+func (h *Handler) gather(ctx context.Context, batch []*task) []*task {
+	enough := func(t *task) bool { return !t.meta.Async || len(batch) >= gatherMost }
+	if slices.ContainsFunc(batch, enough) {
+		return batch
+	}
+	timer := time.NewTimer(gatherFor)
+	defer timer.Stop()
+	for {
+		select {
+		case t := <-h.tasks:
+			if batch = append(batch, t); enough(t) {
+				return batch
+			}
+		case <-timer.C:
+			return batch
+		case <-ctx.Done():
+			return batch
+		}
 	}
 }
 

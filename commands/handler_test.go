@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -193,6 +194,38 @@ func newTask(m Meta, c Command) *task {
 }
 
 // Many streams at once, each in order: a chunk of a log that came before the one before it would be refused.
+// What nobody waits for gathers, for a while at most; what somebody waits for keeps nobody waiting.
+func TestGather(t *testing.T) {
+	defer func(d time.Duration) { gatherFor = d }(gatherFor)
+	h := NewHandler(nil, nil)
+	async, awaited := &task{meta: Meta{Async: true}}, &task{}
+	after := func(wait time.Duration, first *task, more ...*task) int {
+		t.Helper()
+		gatherFor = wait
+		go func() {
+			for _, m := range more {
+				h.tasks <- m
+			}
+		}()
+		batch := h.gather(t.Context(), []*task{first})
+		for range 1 + len(more) - len(batch) {
+			<-h.tasks
+		}
+		return len(batch)
+	}
+	const long = time.Hour
+	for i, c := range []struct{ got, want int }{
+		{after(long, awaited), 1},
+		{after(long, async, async, awaited, async), 3},
+		{after(long, async, slices.Repeat([]*task{async}, gatherMost)...), gatherMost},
+		{after(time.Millisecond, async), 1},
+	} {
+		if c.got != c.want {
+			t.Errorf("case %d: %d gathered, want %d", i, c.got, c.want)
+		}
+	}
+}
+
 func TestStreamsKeepTheirOrder(t *testing.T) {
 	l := openLog(t, pgtest.New(t))
 	h := start(t, l)

@@ -57,48 +57,26 @@ func (t PackageTimes) Key() string { return t.Name }
 // mostTimes is how many durations are looked at.
 const mostTimes = 200
 
-// VersionRowKey names a version of a project.
-type VersionRowKey struct{ Name, Version string }
-
-// PackageVersion counts the builds of a version.
-type PackageVersion struct {
-	Name            string       `db:"name" sql:"text primary key"`
-	Version         string       `db:"version" sql:"text primary key"`
-	Counts          StatusCounts `db:"counts" sql:"json"`
-	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
+// PackagePart says that a project has builds of a version, or for a target. How many of them there are, the builds say.
+type PackagePart struct {
+	Name string `db:"name" sql:"text primary key"`
+	Part string `db:"part" sql:"text primary key"` // the version, or "python_tag platform_tag"
 }
 
-// Key is the version.
-func (v PackageVersion) Key() VersionRowKey { return VersionRowKey{v.Name, v.Version} }
-
-// VariantKey names a target of a project's builds.
-type VariantKey struct{ Name, PythonTag, PlatformTag string }
-
-// PackageVariant counts the builds of a target.
-type PackageVariant struct {
-	Name            string       `db:"name" sql:"text primary key"`
-	PythonTag       string       `db:"python_tag" sql:"text primary key"`
-	PlatformTag     string       `db:"platform_tag" sql:"text primary key"`
-	Counts          StatusCounts `db:"counts" sql:"json"`
-	UpdatedPosition int64        `db:"updated_position" sql:"bigint"`
-}
-
-// Key is the target.
-func (v PackageVariant) Key() VariantKey { return VariantKey{v.Name, v.PythonTag, v.PlatformTag} }
+// Key is all of it.
+func (p PackagePart) Key() PackagePart { return p }
 
 // packageTables are part of the summary: it knows the builds already, and a transaction costs more than rows.
 type packageTables struct {
 	packages *table[string, PackageRow]
-	versions *table[VersionRowKey, PackageVersion]
-	variants *table[VariantKey, PackageVariant]
+	parts    *table[PackagePart, PackagePart]
 	times    *table[string, PackageTimes]
 }
 
 func newPackageTables(m *models) packageTables {
 	return packageTables{
 		newTable[string, PackageRow](m, "packages", "(updated_position)"),
-		newTable[VersionRowKey, PackageVersion](m, "versions"),
-		newTable[VariantKey, PackageVariant](m, "variants"),
+		newTable[PackagePart, PackagePart](m, "parts"),
 		newTable[string, PackageTimes](m, "times"),
 	}
 }
@@ -127,18 +105,21 @@ func (t *packageTables) build(m events.Recorded, before, now string) {
 	}
 	if now != before {
 		p.Counts = p.Counts.moved(before, now)
-		version, known := t.versions.GetUnder(ok, VersionRowKey{id.Name, id.Version})
-		if !known {
-			p.Versions++
+		if before == "" {
+			p.Versions += t.note(ok, PackagePart{id.Name, id.Version})
+			p.Variants += t.note(ok, PackagePart{id.Name, id.PythonTag + " " + id.PlatformTag})
 		}
-		t.versions.Put(PackageVersion{id.Name, id.Version, version.Counts.moved(before, now), m.Position})
-		variant, known := t.variants.GetUnder(ok, VariantKey{id.Name, id.PythonTag, id.PlatformTag})
-		if !known {
-			p.Variants++
-		}
-		t.variants.Put(PackageVariant{id.Name, id.PythonTag, id.PlatformTag, variant.Counts.moved(before, now), m.Position})
 	}
 	t.packages.Put(p)
+}
+
+// note makes part known; it returns 1 if it was not. there: the project has builds already.
+func (t *packageTables) note(there bool, part PackagePart) int {
+	if _, known := t.parts.GetUnder(there, part); known {
+		return 0
+	}
+	t.parts.Put(part)
+	return 1
 }
 
 // durationsOf takes percentiles as the smallest value that so many do not exceed.

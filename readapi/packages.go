@@ -31,19 +31,37 @@ func (s *Server) ListPackages(ctx context.Context, request api.ListPackagesReque
 // mostOfPackage is how many versions and targets of a project are shown.
 const mostOfPackage = 500
 
+type (
+	packageVersion struct {
+		Version string                   `db:"version" sql:"text"`
+		Counts  projections.StatusCounts `db:"counts" sql:"json"`
+	}
+	packageVariant struct {
+		PythonTag   string                   `db:"python_tag" sql:"text"`
+		PlatformTag string                   `db:"platform_tag" sql:"text"`
+		Counts      projections.StatusCounts `db:"counts" sql:"json"`
+	}
+)
+
+// askBuilds counts the builds of a project by status, for each of the newest values of columns.
+func askBuilds[R any](p *pipeline, into *[]R, columns, project string) {
+	ask(p, into, `from (select `+columns+`, json_object_agg(status, n) as counts from (
+			select `+columns+`, status, count(*) as n, max(updated_position) as newest from builds.builds where name = $1 group by `+columns+`, status
+		) of_status group by `+columns+` order by max(newest) desc limit $2) newest`, project, mostOfPackage)
+}
+
 // GetPackage answers GET /packages/{name}.
 func (s *Server) GetPackage(ctx context.Context, request api.GetPackageRequestObject) (api.GetPackageResponseObject, error) {
 	p := request.Params
-	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary"}}, func() (any, error) {
+	return s.answer(ctx, read{min: p.MinPosition, match: p.IfNoneMatch, params: p, models: []string{"summary", "builds"}}, func() (any, error) {
 		var all pipeline
 		var rows []projections.PackageRow
-		var versions []projections.PackageVersion
-		var variants []projections.PackageVariant
+		var versions []packageVersion
+		var variants []packageVariant
 		name := events.NormalizeName(request.Name)
-		const newest = " where name = $1 order by updated_position desc limit $2"
 		ask(&all, &rows, "from summary.packages where name = $1", name)
-		ask(&all, &versions, "from summary.versions"+newest, name, mostOfPackage)
-		ask(&all, &variants, "from summary.variants"+newest, name, mostOfPackage)
+		askBuilds(&all, &versions, "version", name)
+		askBuilds(&all, &variants, "python_tag, platform_tag", name)
 		if err := all.run(ctx, s.o.Pool); err != nil {
 			return nil, err
 		}
@@ -52,17 +70,17 @@ func (s *Server) GetPackage(ctx context.Context, request api.GetPackageRequestOb
 			return nil, err
 		}
 		newestFirst(versions)
-		slices.SortFunc(variants, func(a, b projections.PackageVariant) int {
+		slices.SortFunc(variants, func(a, b packageVariant) int {
 			return cmp.Or(cmp.Compare(a.PythonTag, b.PythonTag), cmp.Compare(a.PlatformTag, b.PlatformTag))
 		})
 		of := packageOf(row)
 		return api.PackageDetail{
 			Name: of.Name, Counts: of.Counts, Versions: of.Versions, Variants: of.Variants, Succeeded: of.Succeeded, Failed: of.Failed,
 			SuccessRate: of.SuccessRate, Durations: of.Durations, UpdatedAt: of.UpdatedAt, LatestFailure: of.LatestFailure,
-			VersionList: convert(versions, func(v projections.PackageVersion) api.PackageVersion {
+			VersionList: convert(versions, func(v packageVersion) api.PackageVersion {
 				return api.PackageVersion{Version: v.Version, Counts: counts(v.Counts.Of)}
 			}),
-			VariantList: convert(variants, func(v projections.PackageVariant) api.PackageVariant {
+			VariantList: convert(variants, func(v packageVariant) api.PackageVariant {
 				return api.PackageVariant{PythonTag: v.PythonTag, PlatformTag: v.PlatformTag, Counts: counts(v.Counts.Of)}
 			}),
 		}, nil
@@ -70,14 +88,14 @@ func (s *Server) GetPackage(ctx context.Context, request api.GetPackageRequestOb
 }
 
 // newestFirst sorts as PEP 440 says; what is no version comes last.
-func newestFirst(rows []projections.PackageVersion) {
+func newestFirst(rows []packageVersion) {
 	parsed := map[string]*version.Version{}
 	for _, r := range rows {
 		if v, err := version.Parse(r.Version); err == nil {
 			parsed[r.Version] = &v
 		}
 	}
-	slices.SortFunc(rows, func(a, b projections.PackageVersion) int {
+	slices.SortFunc(rows, func(a, b packageVersion) int {
 		x, y := parsed[a.Version], parsed[b.Version]
 		switch {
 		case x != nil && y != nil:

@@ -52,6 +52,8 @@ func TestPackages(t *testing.T) {
 	f.same([]any{"1.10", "1.10rc1", "1.9", "odd"}, order)
 	f.same(1, pick(p, "version_list", 0, "counts", "built"))
 	f.same("cp312", pick(p, "variant_list", 1, "python_tag"))
+	f.same(1, pick(p, "variant_list", 1, "counts", "built"))
+	f.same(4, pick(p, "variant_list", 0, "counts", "failed"))
 	f.same(1, len(items(f.expect("/packages?package=JINJA2", http.StatusOK))))
 	f.expect("/packages/nothing", http.StatusNotFound)
 	f.expect("/packages/-", http.StatusBadRequest)

@@ -175,6 +175,7 @@ func (s *Server) outcome(ctx context.Context, m commands.Meta, c commands.Comman
 			return eventlog.Outcome{}, err
 		}
 	}
+	m.Async = async
 	api.RequestFrom(ctx).Note("command", m.ID, "stream", c.Stream())
 	wait, forget := s.Await(m.ID)
 	defer forget()
