@@ -108,7 +108,8 @@ func seed(tb testing.TB, pool *pgxpool.Pool, n int) int {
 	return len(rows)
 }
 
-// BenchmarkRebuild measures how fast all read models but log text are built from the start of the log. The limit is 40,000 events/s.
+// BenchmarkRebuild measures how fast all read models but log text are built from the start of the log: the median of three rounds. The
+// limit is 40,000 events/s.
 func BenchmarkRebuild(b *testing.B) {
 	debug.SetGCPercent(300)                                    // as cmd/refinery does
 	pool, err := eventlog.Pool(b.Context(), pgtest.DSN(b), 24) // with the settings that the program's connections have
@@ -125,17 +126,21 @@ func BenchmarkRebuild(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		var wg sync.WaitGroup
-		for _, p := range r.projections {
-			wg.Go(func() {
-				start := time.Now()
-				if err := r.Rebuild(b.Context(), p.name); err != nil {
-					b.Error(err)
-				}
-				b.Logf("%s %v", p.name, time.Since(start))
-			})
+		var rates []float64
+		for range 3 {
+			begin := time.Now()
+			var wg sync.WaitGroup
+			for _, p := range r.projections {
+				wg.Go(func() {
+					if err := r.Rebuild(b.Context(), p.name); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			rates = append(rates, float64(n)/time.Since(begin).Seconds())
 		}
-		wg.Wait()
+		slices.Sort(rates)
+		b.ReportMetric(rates[1], "events/s")
 	}
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
