@@ -1973,6 +1973,9 @@ type ResultReport struct {
 	// Build What a build makes. The tags are the target's.
 	Build BuildID `json:"build"`
 
+	// BuildBackend What pyproject.toml of a failed build names (PEP 517), for hints that apply to some only.
+	BuildBackend string `json:"build_backend,omitempty,omitzero"`
+
 	// Class What kind of failure it was.
 	Class Class `json:"class,omitempty,omitzero"`
 

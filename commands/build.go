@@ -243,6 +243,7 @@ type FailBuild struct {
 	Class      events.Class   `json:"class"`
 	Reason     string         `json:"reason"`
 	Evidence   []string       `json:"evidence,omitempty"`
+	Backend    string         `json:"backend,omitempty"` // that builds the sdist (PEP 517); empty: not known
 	StartedAt  time.Time      `json:"started_at"`
 	DurationMS int64          `json:"duration_ms"`
 	LogLines   int            `json:"log_lines"`
@@ -257,7 +258,7 @@ func (c FailBuild) Decide(b Build) ([]events.BuildEvent, error) {
 		return nil, err
 	}
 	return one[events.BuildEvent](events.BuildFailed{
-		Attempt: c.Attempt, Run: b.run, Worker: c.Worker, Class: c.Class, Reason: c.Reason, Evidence: c.Evidence,
+		Attempt: c.Attempt, Run: b.run, Worker: c.Worker, Class: c.Class, Reason: c.Reason, Evidence: c.Evidence, Backend: c.Backend,
 		StartedAt: c.StartedAt, DurationMS: c.DurationMS, LogLines: c.LogLines,
 	})
 }
@@ -423,6 +424,7 @@ func (c FailBuild) Validate() error {
 	checkClass(&k, c.Class)
 	k.Check(c.Reason != "" && clean(c.Reason, mostReason), "/reason", "is empty, longer than %d bytes or not text", mostReason)
 	checkLines(&k, "/evidence", c.Evidence, mostEvidence)
+	k.Check(clean(c.Backend, mostBackend), "/backend", "is longer than %d bytes or not text", mostBackend)
 	checkEffort(&k, c.DurationMS, c.LogLines)
 	return k.Err()
 }

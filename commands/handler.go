@@ -23,6 +23,8 @@ const (
 	retryFirst  = 20 * time.Millisecond
 	retryMost   = 2 * time.Second
 	gatherMost  = 100
+
+	gatherShared = 3 * time.Millisecond
 	mostRetries = 20 // of a command whose stream keeps moving; other processes write it too
 )
 
@@ -53,6 +55,8 @@ type task struct {
 	tries   int
 	done    chan error
 }
+
+func (t *task) awaited() bool { return !t.meta.Async }
 
 // beside is the second stream that t decides beside, or "".
 func (t *task) beside() string {
@@ -164,18 +168,23 @@ func (h *Handler) Run(ctx context.Context) error {
 	}
 }
 
-// gather lets a few more come while nobody waits for any: to load and to append costs as much as twenty commands.
+// gather lets a few more come: to load and to append costs as much as twenty commands. It does so while nobody waits for those that are
+// there, and for a moment where several processes append, between whom what comes is divided into smaller batches.
 func (h *Handler) gather(ctx context.Context, batch []*task) []*task {
-	enough := func(t *task) bool { return !t.meta.Async || len(batch) >= gatherMost }
-	if slices.ContainsFunc(batch, enough) {
-		return batch
+	wait, awaited := gatherFor, slices.ContainsFunc(batch, (*task).awaited)
+	if awaited {
+		if len(batch) == 1 || !h.log.Shared() {
+			return batch
+		}
+		wait = gatherShared
 	}
-	timer := time.NewTimer(gatherFor)
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	for {
+	for len(batch) < gatherMost {
 		select {
 		case t := <-h.tasks:
-			if batch = append(batch, t); enough(t) {
+			batch = append(batch, t)
+			if t.awaited() && !awaited {
 				return batch
 			}
 		case <-timer.C:
@@ -184,6 +193,7 @@ func (h *Handler) gather(ctx context.Context, batch []*task) []*task {
 			return batch
 		}
 	}
+	return batch
 }
 
 // batch decides tasks and tells each what became of it. Those whose stream moved meanwhile are returned to be decided again; an error

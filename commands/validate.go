@@ -14,6 +14,7 @@ const (
 	mostReason   = 2_000 // bytes
 	mostEvidence = 40    // lines
 	mostLine     = 4_000 // bytes
+	mostBackend  = 300   // bytes
 	mostPins     = 500
 	mostRecipes  = 20
 	mostPriority = 1_000_000

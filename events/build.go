@@ -163,6 +163,7 @@ type BuildFailed struct {
 	Class      Class     `json:"class"`
 	Reason     string    `json:"reason"`             // one line
 	Evidence   []string  `json:"evidence,omitempty"` // the last lines of the log
+	Backend    string    `json:"backend,omitempty"`  // that builds the sdist (PEP 517); empty: not known
 	StartedAt  time.Time `json:"started_at"`
 	DurationMS int64     `json:"duration_ms"`
 	LogLines   int       `json:"log_lines"`

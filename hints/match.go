@@ -285,7 +285,10 @@ func (b Build) within(a events.AppliesTo) bool {
 	return one(a.Platforms, platform, strings.HasPrefix) &&
 		one(a.Arch, platform, strings.HasSuffix) &&
 		one(a.PythonVersions, python, func(known, limit string) bool { return known == strings.ReplaceAll(limit, ".", "") }) &&
-		one(a.BuildBackends, b.Backend, equal) &&
+		one(a.BuildBackends, b.Backend, func(known, limit string) bool {
+			module, _, _ := strings.Cut(known, ":") // __legacy__ is an object of setuptools.build_meta
+			return limit == known || limit == module
+		}) &&
 		one(a.Packages, b.Name, equal)
 }
 

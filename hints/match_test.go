@@ -128,6 +128,8 @@ func TestMatchLimits(t *testing.T) {
 		{events.AppliesTo{PythonVersions: []string{"3.12"}}, Build{PythonTag: "py312"}, true},
 		{events.AppliesTo{BuildBackends: []string{"setuptools.build_meta"}}, whole, true},
 		{events.AppliesTo{BuildBackends: []string{"mesonpy"}}, whole, false},
+		{events.AppliesTo{BuildBackends: []string{"setuptools.build_meta:__legacy__"}}, whole, false},
+		{events.AppliesTo{BuildBackends: []string{"setuptools.build_meta"}}, Build{Backend: "setuptools.build_meta:__legacy__"}, true},
 		{events.AppliesTo{Packages: []string{"lxml"}}, whole, true},
 		{events.AppliesTo{Packages: []string{"lx"}}, whole, false},
 		{events.AppliesTo{Packages: []string{"lxml"}, Arch: []string{"s390x"}}, whole, false},

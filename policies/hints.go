@@ -84,7 +84,7 @@ func (p *hintsPolicy) judge(ctx context.Context, m events.Recorded, e events.Bui
 	if err != nil {
 		return c, err
 	}
-	build := hints.Build{Name: id.Name, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag}
+	build := hints.Build{Name: id.Name, PythonTag: id.PythonTag, PlatformTag: id.PlatformTag, Backend: e.Backend}
 	found := map[string]bool{}
 	for i, text := range []io.Reader{log, strings.NewReader(strings.Join(e.Evidence, "\n"))} {
 		matches, err := p.matcher.Match(build, text)

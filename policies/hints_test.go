@@ -70,7 +70,7 @@ func (j *judged) fail(name, reason, log string) events.BuildHinted {
 	j.Helper()
 	a := j.lease(name)
 	j.logs[id(name).Log(a)] = log
-	j.do(commands.FailBuild{Build: id(name), Attempt: a, Worker: "w", Class: events.ClassMissingHeader, Reason: reason, Evidence: []string{"at the end"}})
+	j.do(commands.FailBuild{Build: id(name), Attempt: a, Worker: "w", Class: events.ClassMissingHeader, Reason: reason, Evidence: []string{"at the end"}, Backend: "mesonpy"})
 	j.settle(judging)
 	for _, e := range slices.Backward(j.stream(id(name).Stream())) {
 		if e, ok := e.(events.BuildHinted); ok {
@@ -88,6 +88,7 @@ func TestJudge(t *testing.T) {
 		commands.SaveHint{Hint: aHint("gcc", `gcc.* failed`)},
 		commands.SaveHint{Hint: aHint("evidence", `at the end`)},
 		commands.SaveHint{Hint: events.Hint{ID: "elsewhere", Pattern: "libpq", Severity: "error", AppliesTo: events.AppliesTo{Packages: []string{"other"}}}},
+		commands.SaveHint{Hint: events.Hint{ID: "scons", Pattern: "libpq", Severity: "error", AppliesTo: events.AppliesTo{BuildBackends: []string{"enscons.api"}}}},
 		commands.EnqueueBuild{Build: id("a"), Sdist: sdist("a"), Priority: 4},
 	)
 	long := "x.h:1: fatal error: libpq-fe.h: No such file or directory" + strings.Repeat("é", 400)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -63,6 +64,9 @@ func (w *Worker) build(ctx context.Context, job *api.Job) {
 		report.Status, report.Reason = api.ResultStatusReleased, oneLine(f.Reason)
 	case isFault:
 		report.Status, report.Class, report.Reason, report.Evidence = api.ResultStatusFailed, f.Class, oneLine(f.Reason), evidence(f.Evidence)
+		if backendForm.MatchString(f.Backend) {
+			report.BuildBackend = f.Backend
+		}
 	default:
 		report.Status, report.Class = api.ResultStatusFailed, classOther
 		report.Reason = oneLine("the worker could not build: " + err.Error())
@@ -134,10 +138,30 @@ func (w *Worker) makeWheel(ctx context.Context, job *api.Job, log *logStream, re
 	if err != nil {
 		return api.WheelRef{}, err
 	}
-	if err := w.runBackend(ctx, box, log, p, env); err != nil {
-		return api.WheelRef{}, err
+	err = w.runBackend(ctx, box, log, p, env)
+	var wheel api.WheelRef
+	if err == nil {
+		wheel, err = w.publish(ctx, job, s, box, log)
 	}
-	return w.publish(ctx, job, s, box, log)
+	if f, ok := errors.AsType[*fault](err); ok && f.Class != unavailable {
+		f.Backend = w.backendOf(ctx, s, p.Path)
+	}
+	return wheel, err
+}
+
+// backendForm is what the control plane takes as the name of a build backend.
+var backendForm = regexp.MustCompile(`^[A-Za-z0-9_.:]{1,300}$`)
+
+// backendOf is the build backend that an sdist names, or "" where it cannot be told.
+func (w *Worker) backendOf(ctx context.Context, s *scene, sdist string) string {
+	var system struct{ Backend string }
+	r := s.serve(ctx, request{Box: "backend", File: "system.json", TimeoutMS: time.Minute.Milliseconds(), Argv: []string{
+		w.path(w.venv, "bin", "python"), "-I", w.path(w.program, "hooks.py"), "unpack", "{box}/system.json", sdist, "{box}/source",
+	}})
+	if err := json.Unmarshal([]byte(r.Result), &system); err != nil {
+		w.Logger.Warn("the build backend of a failed build is not known", "sdist", filepath.Base(sdist), "error", err, "output", r.Output)
+	}
+	return system.Backend
 }
 
 // runBackend has uv build the wheel.

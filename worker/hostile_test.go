@@ -228,6 +228,14 @@ func TestHostileBuilds(t *testing.T) {
 	if r.Class != classDownload || !strings.Contains(r.Reason, sum) || !strings.Contains(r.Reason, wrong) {
 		t.Errorf("forged: %s %s", r.Class, r.Reason)
 	}
+	hook := backend("hook", "1.0", "return wheel(folder)")
+	hook["backend.py"] += "\ndef get_requires_for_build_wheel(settings=None):\n    raise RuntimeError('no pg_config')\n"
+	p.publish("hook", "1.0", hook)
+	p.add(w, "hook", "1.0")
+	r = p.ended("hook", 2*time.Minute)
+	if r.Class != classBackend || !strings.Contains(r.Reason, "no pg_config") || r.BuildBackend != "backend" {
+		t.Errorf("hook: %s %s, of %q", r.Class, r.Reason, r.BuildBackend)
+	}
 	for _, h := range last {
 		if h.alone {
 			add(h)
@@ -242,6 +250,9 @@ func TestHostileBuilds(t *testing.T) {
 			if r.Status != want || r.Class != h.class || !strings.Contains(r.Reason, h.reason) || len(r.Evidence) > evidenceLines {
 				log := p.text(h.name)
 				t.Errorf("%s %s: %s (%d ms)\n%s", r.Status, r.Class, r.Reason, r.DurationMS, log[max(0, len(log)-2000):])
+			}
+			if want == api.ResultStatusFailed && r.BuildBackend != "backend" {
+				t.Errorf("its build backend is said to be %q", r.BuildBackend)
 			}
 			if h.check != nil {
 				h.check(t, p, r)

@@ -25,6 +25,7 @@ type fault struct {
 	Class    api.Class `json:"class"`
 	Reason   string    `json:"reason"`
 	Evidence []string  `json:"detail"`
+	Backend  string    `json:"backend"` // of the sdist, where the planner knows it
 }
 
 func (f *fault) Error() string { return f.Reason }

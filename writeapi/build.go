@@ -109,7 +109,7 @@ func (s *Server) RecordResult(ctx context.Context, r api.RecordResultRequestObje
 	case api.ResultStatusFailed:
 		c = commands.FailBuild{
 			Build: id, Attempt: b.Attempt, Worker: b.Worker, Class: events.Class(b.Class), Reason: b.Reason, Evidence: b.Evidence,
-			StartedAt: b.StartedAt, DurationMS: b.DurationMS, LogLines: b.LogLines,
+			Backend: b.BuildBackend, StartedAt: b.StartedAt, DurationMS: b.DurationMS, LogLines: b.LogLines,
 		}
 	case api.ResultStatusReleased:
 		c = commands.ReleaseBuild{Build: id, Attempt: b.Attempt, Worker: b.Worker, Reason: b.Reason}

@@ -7,9 +7,10 @@ class Fault(Exception):
     def __init__(self, cls, reason, detail=()):
         super().__init__(reason)
         self.cls, self.reason, self.detail = cls, reason, list(detail)
+        self.backend = ""  # that was asked (PEP 517)
 
     def json(self):
-        return {"class": self.cls, "reason": " ".join(self.reason.split())[:500], "detail": self.detail[-40:]}
+        return {"class": self.cls, "reason": " ".join(self.reason.split())[:500], "detail": self.detail[-40:], "backend": self.backend}
 
 
 def lines(text, last=40):

@@ -201,7 +201,11 @@ class Workshop:
         if not env.path:
             return sorted(wanted), False
         backend = json.dumps({"backend": system["backend"], "backend_path": system["backend_path"]})
-        more = self._hook(box, "requires", system["source"], env.path + "/bin/python", backend, python_path=env.path)
+        try:
+            more = self._hook(box, "requires", system["source"], env.path + "/bin/python", backend, python_path=env.path)
+        except Fault as fault:
+            fault.backend = str(system["backend"])
+            raise
         return sorted({*wanted, *_build_requirements(more["requires"])}), True
 
     def fetch(self, name, version, sdist=None):
