@@ -424,7 +424,7 @@ func (c FailBuild) Validate() error {
 	checkClass(&k, c.Class)
 	k.Check(c.Reason != "" && clean(c.Reason, mostReason), "/reason", "is empty, longer than %d bytes or not text", mostReason)
 	checkLines(&k, "/evidence", c.Evidence, mostEvidence)
-	k.Check(clean(c.Backend, mostBackend), "/backend", "is longer than %d bytes or not text", mostBackend)
+	k.Check(c.Backend == "" || form(c.Backend, backendForm, 300), "/backend", "is not a build backend (PEP 517) of at most 300 characters")
 	checkEffort(&k, c.DurationMS, c.LogLines)
 	return k.Err()
 }

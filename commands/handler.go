@@ -18,13 +18,12 @@ import (
 )
 
 const (
-	mostBatch   = 500
-	mostCached  = 20_000
-	retryFirst  = 20 * time.Millisecond
-	retryMost   = 2 * time.Second
-	gatherMost  = 100
+	mostBatch  = 500
+	mostCached = 20_000
+	retryFirst = 20 * time.Millisecond
+	retryMost  = 2 * time.Second
+	gatherMost = 100
 
-	gatherShared = 3 * time.Millisecond
 	mostRetries = 20 // of a command whose stream keeps moving; other processes write it too
 )
 
@@ -168,23 +167,18 @@ func (h *Handler) Run(ctx context.Context) error {
 	}
 }
 
-// gather lets a few more come: to load and to append costs as much as twenty commands. It does so while nobody waits for those that are
-// there, and for a moment where several processes append, between whom what comes is divided into smaller batches.
+// gather lets a few more come while nobody waits for those that are there: to load and to append costs as much as twenty commands.
 func (h *Handler) gather(ctx context.Context, batch []*task) []*task {
-	wait, awaited := gatherFor, slices.ContainsFunc(batch, (*task).awaited)
-	if awaited {
-		if len(batch) == 1 || !h.log.Shared() {
-			return batch
-		}
-		wait = gatherShared
+	if slices.ContainsFunc(batch, (*task).awaited) {
+		return batch
 	}
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(gatherFor)
 	defer timer.Stop()
 	for len(batch) < gatherMost {
 		select {
 		case t := <-h.tasks:
 			batch = append(batch, t)
-			if t.awaited() && !awaited {
+			if t.awaited() {
 				return batch
 			}
 		case <-timer.C:

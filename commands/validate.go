@@ -14,7 +14,6 @@ const (
 	mostReason   = 2_000 // bytes
 	mostEvidence = 40    // lines
 	mostLine     = 4_000 // bytes
-	mostBackend  = 300   // bytes
 	mostPins     = 500
 	mostRecipes  = 20
 	mostPriority = 1_000_000
@@ -27,6 +26,7 @@ var (
 	hashForm    = regexp.MustCompile(`^[0-9a-f]{64}$`)                    // SHA-256
 	fileForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+!-]*$`)    // a file name without folders
 	workerForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)      //
+	backendForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$`)                 // a module, and an object in it (PEP 517)
 	pythonForm  = regexp.MustCompile(`^3\.[0-9]{1,2}$`)
 	reasonForm  = regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
 	tripleForm  = regexp.MustCompile(`^[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_.]+$`)

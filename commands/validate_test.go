@@ -211,6 +211,7 @@ func TestValidateForms(t *testing.T) {
 		"platform":    {"a-b", "any.", "a..b", strings.Repeat("a", 101)},
 		"sha256":      {"abc", hash1[1:], hash1 + "1", strings.ToUpper(strings.Repeat("a", 64)), "sha256:" + hash1, hash1 + "\n"},
 		"filename":    {"", ".whl", "-x.whl", "a.whl/", strings.Repeat("a", 301)},
+		"backend":     {"a b", "a;b", "a/b", strings.Repeat("a", 301)},
 		"worker":      {"", "-w", ".w", strings.Repeat("a", 101)},
 		"python":      {"3", "2.7", "3.", "3.1111", "3.11.2", "4.0"},
 		"tags/0":      {"", "py3", "py3-none", "py3-none-any-x"},

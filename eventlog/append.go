@@ -384,8 +384,6 @@ func (l *Log) write(ctx context.Context, b *batch) error {
 		return r.Err
 	}
 	head := int64(be.Uint64(r.Rows[0][0]))
-	l.shared.Store(head != l.ended)
-	l.ended = head + int64(len(b.recorded))
 	for i := range b.items {
 		o := b.items[i].Outcome
 		o.Time = b.at

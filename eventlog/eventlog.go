@@ -114,7 +114,6 @@ type Log struct {
 	tail     tail
 	pages    pages
 	progress progress
-	shared   atomic.Bool
 
 	mu      sync.Mutex
 	waiting map[uuid.UUID][]chan Outcome
@@ -122,7 +121,6 @@ type Log struct {
 	// Of the writer's goroutine alone.
 	partitions int64 // first position that has no partition yet
 	now        time.Time
-	ended      int64 // head after the last append
 }
 
 // partitionSize is how many positions one partition holds; see migrations/00001.
@@ -191,9 +189,6 @@ func (l *Log) Close() {
 // Head is the last position that is known to be committed. Positions committed by other processes are known within a second, most
 // often at once.
 func (l *Log) Head() int64 { return l.tail.head() }
-
-// Shared says that another process appended between the last two appends of this one.
-func (l *Log) Shared() bool { return l.shared.Load() }
 
 // Changed returns a channel that is closed when Head moves next.
 func (l *Log) Changed() <-chan struct{} { return l.tail.changed() }

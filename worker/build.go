@@ -64,7 +64,7 @@ func (w *Worker) build(ctx context.Context, job *api.Job) {
 		report.Status, report.Reason = api.ResultStatusReleased, oneLine(f.Reason)
 	case isFault:
 		report.Status, report.Class, report.Reason, report.Evidence = api.ResultStatusFailed, f.Class, oneLine(f.Reason), evidence(f.Evidence)
-		if backendForm.MatchString(f.Backend) {
+		if len(f.Backend) <= 300 && backendForm.MatchString(f.Backend) {
 			report.BuildBackend = f.Backend
 		}
 	default:
@@ -150,7 +150,7 @@ func (w *Worker) makeWheel(ctx context.Context, job *api.Job, log *logStream, re
 }
 
 // backendForm is what the control plane takes as the name of a build backend.
-var backendForm = regexp.MustCompile(`^[A-Za-z0-9_.:]{1,300}$`)
+var backendForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$`)
 
 // backendOf is the build backend that an sdist names, or "" where it cannot be told.
 func (w *Worker) backendOf(ctx context.Context, s *scene, sdist string) string {
