@@ -20,13 +20,13 @@ const (
 )
 
 var (
-	nameForm    = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)          // PEP 503, normalised
-	versionForm = regexp.MustCompile(`^[0-9][a-z0-9.+!-]*$`)              // PEP 440, normalised; its parts are the planner's business
-	tagForm     = regexp.MustCompile(`^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$`) // PEP 425; never "..", since it ends in paths
-	hashForm    = regexp.MustCompile(`^[0-9a-f]{64}$`)                    // SHA-256
-	fileForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+!-]*$`)    // a file name without folders
-	workerForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)      //
-	backendForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$`)                 // a module, and an object in it (PEP 517)
+	nameForm    = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)                             // PEP 503, normalised
+	versionForm = regexp.MustCompile(`^[0-9][a-z0-9.+!-]*$`)                                 // PEP 440, normalised; its parts are the planner's business
+	tagForm     = regexp.MustCompile(`^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$`)                    // PEP 425; never "..", since it ends in paths
+	hashForm    = regexp.MustCompile(`^[0-9a-f]{64}$`)                                       // SHA-256
+	fileForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+!-]*$`)                       // a file name without folders
+	workerForm  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)                         //
+	backendForm = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(:[A-Za-z_][A-Za-z0-9_.]*)?$`) // a module, and an object in it (PEP 517)
 	pythonForm  = regexp.MustCompile(`^3\.[0-9]{1,2}$`)
 	reasonForm  = regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
 	tripleForm  = regexp.MustCompile(`^[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_.]+$`)
