@@ -38,7 +38,7 @@ type Options struct {
 	Loopback bool
 	// Absent names the roles that this process does not have, of "writeapi" and "readapi": other processes answer their operations.
 	Absent []string
-	// Position is the last position that every read model is known to cover. Answers that know theirs say that instead.
+	// Position is the last position that every read model is known to cover. Answers that know theirs say that instead. nil: others say none.
 	Position func() int64
 }
 

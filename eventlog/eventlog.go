@@ -105,15 +105,17 @@ type Log struct {
 	logger *slog.Logger
 	told   Options
 
-	queue    chan *request
-	notify   chan struct{} // there is something to tell other processes
-	heard    chan struct{} // another process has told something
-	heardAt  atomic.Int64  // when one did last, in Unix nanoseconds
-	stop     context.CancelFunc
-	wg       sync.WaitGroup
-	tail     tail
-	pages    pages
-	progress progress
+	queue     chan *request
+	notify    chan struct{} // there is something to tell other processes
+	heard     chan struct{} // another process has told something
+	watchedAt atomic.Int64  // when one that watches did last, in Unix nanoseconds
+	curious   chan struct{} // closed when this process first wants to know what others tell
+	ask       sync.Once     // closes it
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
+	tail      tail
+	pages     pages
+	progress  progress
 
 	mu      sync.Mutex
 	waiting map[uuid.UUID][]chan Outcome
@@ -157,7 +159,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 	}
 	l := &Log{
 		pool: pool, owner: o.Owner, logger: o.Logger, told: o,
-		queue: make(chan *request, 1024), notify: make(chan struct{}, 1), heard: make(chan struct{}, 1),
+		queue: make(chan *request, 1024), notify: make(chan struct{}, 1), heard: make(chan struct{}, 1), curious: make(chan struct{}),
 		waiting: map[uuid.UUID][]chan Outcome{},
 	}
 	var head int64
@@ -187,11 +189,17 @@ func (l *Log) Close() {
 }
 
 // Head is the last position that is known to be committed. Positions committed by other processes are known within a second, most
-// often at once.
+// often at once where something waits for them.
 func (l *Log) Head() int64 { return l.tail.head() }
 
 // Changed returns a channel that is closed when Head moves next.
-func (l *Log) Changed() <-chan struct{} { return l.tail.changed() }
+func (l *Log) Changed() <-chan struct{} {
+	l.wonder()
+	return l.tail.changed()
+}
+
+// wonder has this process learn what others tell.
+func (l *Log) wonder() { l.ask.Do(func() { close(l.curious) }) }
 
 const outcomeColumns = `id, name, stream, actor, status, first_position, last_position, digest, detail, recorded_at`
 
@@ -223,6 +231,7 @@ func (l *Log) Outcomes(ctx context.Context, ids ...uuid.UUID) (map[uuid.UUID]Out
 // Expect prepares to wait for the outcome of a command, before it is sent. The returned wait gives the outcome, whichever process
 // records it, or ctx's error; forget must be called once.
 func (l *Log) Expect(id uuid.UUID) (wait func(ctx context.Context) (Outcome, error), forget func()) {
+	l.wonder()
 	ch := make(chan Outcome, 1)
 	l.mu.Lock()
 	l.waiting[id] = append(l.waiting[id], ch)

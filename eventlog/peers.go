@@ -14,7 +14,7 @@ const (
 	channel       = "refinery_events"
 	tellAtMost    = 5 * time.Millisecond   // between two messages to other processes
 	tellAtLeast   = time.Second            // so that they know that somebody is there
-	alone         = 5 * time.Second        // without a message: nobody else is there
+	unwatched     = 5 * time.Second        // without a message of a process that watches: there is none
 	headPoll      = time.Second            // backs the messages
 	lookUpAtMost  = 5 * time.Millisecond   // between two looks for outcomes
 	outcomePoll   = 100 * time.Millisecond // likewise
@@ -24,6 +24,7 @@ const (
 // news is what a process tells the others of itself: a hint that saves them a poll. One that is lost does no harm.
 type news struct {
 	Owner   string              `json:"o"`
+	Watches bool                `json:"e,omitempty"` // followers that run elsewhere
 	Head    int64               `json:"h"`           // the last position that it knows; outcomes may have been recorded without events
 	Wanted  int64               `json:"w,omitempty"` // somebody waits for this position
 	Moved   map[string][2]int64 `json:"m,omitempty"` // its followers that have moved: position, epoch
@@ -38,9 +39,9 @@ func (l *Log) tell() {
 	}
 }
 
-// tellMoves is tell where it is of no use to a process that is alone.
+// tellMoves is tell for what is of use only to a process that watches followers of this one.
 func (l *Log) tellMoves() {
-	if time.Since(time.Unix(0, l.heardAt.Load())) < alone {
+	if time.Since(time.Unix(0, l.watchedAt.Load())) < unwatched {
 		l.tell()
 	}
 }
@@ -51,6 +52,9 @@ func (l *Log) unsaid() news {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := news{Owner: l.owner, Head: l.Head(), Wanted: p.wanted, Moved: map[string][2]int64{}}
+	for _, s := range p.at {
+		n.Watches = n.Watches || s.asked && !s.here
+	}
 	for name := range p.unsaid {
 		if s := p.at[name]; s != nil && s.here {
 			n.Moved[name] = [2]int64{s.position, s.epoch}
@@ -85,8 +89,22 @@ func (l *Log) notifier(ctx context.Context) {
 	}
 }
 
-// listener learns what other processes tell.
+// listener learns what other processes tell, from when this one wants to know: each message costs Postgres a small transaction for each
+// process that listens. Until then it looks for the head.
 func (l *Log) listener(ctx context.Context) {
+	for listens := false; !listens && ctx.Err() == nil; {
+		var head int64
+		if err := l.pool.QueryRow(ctx, `select position from head`).Scan(&head); err != nil && ctx.Err() == nil {
+			l.logger.Warn("the head of the log was not read", "error", err)
+		}
+		l.tail.saw(head)
+		select {
+		case <-l.curious:
+			listens = true
+		case <-time.After(headPoll):
+		case <-ctx.Done():
+		}
+	}
 	for ctx.Err() == nil {
 		if err := l.listen(ctx); err != nil && ctx.Err() == nil {
 			l.logger.Warn("listening to other processes was interrupted", "error", err)
@@ -107,6 +125,7 @@ func (l *Log) listen(ctx context.Context) error {
 		return err
 	}
 	l.progress.forget() // Postgres may have lost what followers wrote last, which does not wait for the disk
+	l.tell()            // that there is somebody to tell
 	for {
 		var head int64
 		if err := c.QueryRow(ctx, `select position from head`).Scan(&head); err != nil {
@@ -134,7 +153,9 @@ func (l *Log) hear(message *pgconn.Notification) {
 	if err := json.Unmarshal([]byte(message.Payload), &n); err != nil || n.Owner == l.owner {
 		return
 	}
-	l.heardAt.Store(time.Now().UnixNano())
+	if n.Watches {
+		l.watchedAt.Store(time.Now().UnixNano())
+	}
 	l.tail.saw(n.Head)
 	l.progress.want(n.Wanted)
 	l.progress.told(n)

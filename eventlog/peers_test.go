@@ -152,3 +152,38 @@ func TestLead(t *testing.T) {
 		}
 	}
 }
+
+// Each message costs Postgres something for each process that listens, so one that appends and wants to know nothing does not. It knows the
+// head all the same.
+func TestWhoWantsNoNewsDoesNotListen(t *testing.T) {
+	pool := pgtest.New(t)
+	log := open(t, pool)
+	// A connection that listens is not one of the pool.
+	listens := func() bool {
+		t.Helper()
+		var connections int32
+		err := pool.QueryRow(t.Context(), `select count(*) from pg_stat_activity where datname = current_database() and backend_type = 'client backend'`).Scan(&connections)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return connections > pool.Stat().TotalConns()
+	}
+	becomes := func(what string, is func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("this did not come about: ", what)
+			}
+		}
+	}
+	appendOK(t, log, entry("queue/first", 0, 1))
+	if _, err := pool.Exec(t.Context(), `update head set position = 7`); err != nil {
+		t.Fatal(err)
+	}
+	becomes("the head is 7", func() bool { return log.Head() == 7 })
+	if listens() {
+		t.Error("it listens, and nothing waits")
+	}
+	log.Changed()
+	becomes("it listens", listens)
+}

@@ -231,6 +231,7 @@ func (l *Log) Watch(names ...string) { l.Covered(names...) }
 // Covered is the last position that all of names are known to have covered, never more, and a version of what they made of the log: while
 // it stays, their tables hold the same. What other processes do is known from checkpoints, which are read ten times a second.
 func (l *Log) Covered(names ...string) (position int64, version uint64) {
+	l.wonder()
 	position = l.Head()
 	l.progress.mu.Lock()
 	defer l.progress.mu.Unlock()
@@ -298,6 +299,7 @@ const checkpointPoll = 20 * time.Millisecond
 
 // WaitFor returns when each named follower, whichever process runs it, has covered position, or with ctx's error.
 func (l *Log) WaitFor(ctx context.Context, position int64, names ...string) error {
+	l.wonder()
 	l.progress.want(min(position, l.Head()))
 	told := false
 	for {
@@ -316,7 +318,7 @@ func (l *Log) WaitFor(ctx context.Context, position int64, names ...string) erro
 			return nil
 		}
 		if elsewhere && !told { // that somebody waits
-			l.tellMoves()
+			l.tell()
 			told = true
 		}
 		var poll <-chan time.Time

@@ -355,7 +355,7 @@ func (l *Log) next(ctx context.Context, name string, position int64, quiet time.
 		timeout = t.C
 	}
 	for {
-		changed := l.tail.changed()
+		changed := l.Changed()
 		if batch := l.tail.after(position, mostEvents); len(batch) > 0 {
 			l.pages.leave(name)
 			return batch, nil

@@ -35,7 +35,6 @@ var _ api.StrictServerInterface = server{}
 
 // handler makes the HTTP handler of API and index.
 func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
-	p.log.Watch(append(p.covering(), projections.OperatorsName)...)
 	host, _, err := net.SplitHostPort(p.HTTPAddr)
 	if err != nil {
 		return nil, err
@@ -69,6 +68,11 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		Wheels: wheels, LeaseTime: policies.LeaseTime, IndexURL: p.guard.IndexURL(p.url() + "/simple/"), Logger: p.logger,
 	})
 	covered := func(models ...string) (int64, uint64) { return p.log.Covered(p.models(models)...) }
+	var position func() int64
+	if p.has(roleReadAPI) || p.has(roleWriteAPI) { // others do without the news of how far everything is
+		p.log.Watch(append(p.covering(), projections.OperatorsName)...)
+		position = func() int64 { position, _ := covered(); return position }
+	}
 	read := readapi.New(readapi.Options{
 		Pool: p.reads, Log: p.log, Logger: p.logger, Outcomes: p.outcome, Ready: checker.Check, Covered: covered, Status: p.read.Status,
 		Config: func(ctx context.Context) (api.Config, error) {
@@ -80,7 +84,7 @@ func (p *plane) handler(wheels *wheelstore.Dir) (http.Handler, error) {
 		},
 	})
 	h, err := api.New(api.Options{
-		Logger: p.logger, Guard: p.guard, Metrics: p.metrics.Handler(), Position: func() int64 { position, _ := covered(); return position },
+		Logger: p.logger, Guard: p.guard, Metrics: p.metrics.Handler(), Position: position,
 		Done: func(r *http.Request, info *api.Request, status int, took time.Duration) {
 			p.metrics.Request(info, status, took)
 			p.tracer.Answered(r.Context(), info, status)
