@@ -58,6 +58,8 @@ func (p *plane) lock() error {
 	return nil
 }
 
+const newNames = 10
+
 // name returns this process's name among those that share the database. It takes over that of a dead one of the same folder, and so its
 // leases, at once: a process that is started again need not wait for those to run out.
 func (p *plane) name() (string, error) {
@@ -69,13 +71,16 @@ func (p *plane) name() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("name the process: %w", err)
 	}
-	names := make([]string, 0, len(entries)+1)
+	names := make([]string, 0, len(entries)+newNames)
 	for _, e := range entries {
 		if _, err := uuid.Parse(e.Name()); err == nil {
 			names = append(names, e.Name())
 		}
 	}
-	for _, name := range append(names, uuid.NewString()) {
+	for range newNames { // another process that starts may see a new one and lock it first
+		names = append(names, uuid.NewString())
+	}
+	for _, name := range names {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDWR, 0o600)
 		if errors.Is(err, fs.ErrPermission) {
 			continue // another user's
