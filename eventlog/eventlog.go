@@ -132,23 +132,28 @@ type Log struct {
 // partitionSize is how many positions one partition holds; see migrations/00001.
 const partitionSize = 5_000_000
 
-// Pool connects to dsn with the settings that the log and its followers want.
-func Pool(ctx context.Context, dsn string, most int) (*pgxpool.Pool, error) {
+// Pool connects to dsn, with at most so many connections and the settings that the log and its followers want. Each of change may have
+// others.
+func Pool(ctx context.Context, dsn string, most int, change ...func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(dsn)
-	if err != nil {
+	if err != nil { // which may quote the password
 		return nil, fault.New(fault.Invalid, "POSTGRES_DSN does not parse: see the form postgres://user:password@host:port/database")
 	}
 	c.MaxConns = int32(most)
 	c.ConnConfig.RuntimeParams["jit"] = "off"
 	c.ConnConfig.RuntimeParams["enable_seqscan"] = "off" // a plan made while a table was empty serves when it is not
 	c.ConnConfig.RuntimeParams["application_name"] = "refinery"
+	for _, f := range change {
+		f(c)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
 	}
 	if err := pool.Ping(ctx); err != nil {
 		pool.Close()
-		return nil, fault.New(fault.Unavailable, "Postgres does not answer at %s:%d: %w", c.ConnConfig.Host, c.ConnConfig.Port, err)
+		return nil, fault.New(fault.Unavailable, "Postgres does not answer at %s:%d: start it, or correct POSTGRES_DSN: %w",
+			c.ConnConfig.Host, c.ConnConfig.Port, err)
 	}
 	return pool, nil
 }

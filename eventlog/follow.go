@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 // Follower reacts to events in order: a projection, a policy, the relay.
@@ -136,7 +137,7 @@ func (l *Log) Run(ctx context.Context, f Follower) error {
 		if err == nil && c == nil {
 			lose(nil)
 			l.progress.drop(f.Name) // whoever took it over knows how far it is
-			pause(ctx, standby)
+			pause.For(ctx, standby)
 			continue
 		}
 		if err == nil {
@@ -154,7 +155,7 @@ func (l *Log) Run(ctx context.Context, f Follower) error {
 			break
 		}
 		l.logger.Error("a follower stopped and starts again", "follower", f.Name, "error", err, "in", wait)
-		pause(ctx, wait)
+		pause.For(ctx, wait)
 		wait = min(2*wait, backOffMax)
 	}
 	l.progress.drop(f.Name)
@@ -239,7 +240,7 @@ func (l *Log) follow(ctx context.Context, f Follower, c *Checkpoint) error {
 // renewer keeps the leases of this process.
 func (l *Log) renewer(ctx context.Context) {
 	for {
-		pause(ctx, renewEvery)
+		pause.For(ctx, renewEvery)
 		if ctx.Err() != nil {
 			return
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 const (
@@ -85,7 +87,7 @@ func (l *Log) notifier(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			l.logger.Warn("other processes were not told; they poll", "error", err)
 		}
-		pause(ctx, tellAtMost)
+		pause.For(ctx, tellAtMost)
 	}
 }
 
@@ -108,7 +110,7 @@ func (l *Log) listener(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := l.listen(ctx); err != nil && ctx.Err() == nil {
 			l.logger.Warn("listening to other processes was interrupted", "error", err)
-			pause(ctx, reconnectWait)
+			pause.For(ctx, reconnectWait)
 		}
 	}
 }
@@ -205,9 +207,9 @@ func (l *Log) resolver(ctx context.Context) {
 		}
 		if err := l.lookUp(ctx, ids); err != nil && ctx.Err() == nil {
 			l.logger.Warn("outcomes were not read; trying again", "error", err)
-			pause(ctx, reconnectWait)
+			pause.For(ctx, reconnectWait)
 		}
-		pause(ctx, lookUpAtMost)
+		pause.For(ctx, lookUpAtMost)
 	}
 }
 

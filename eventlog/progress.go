@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 // progress knows how far followers are, and up to where somebody waits for them.
@@ -263,7 +265,7 @@ func (l *Log) watcher(ctx context.Context) {
 		if elsewhere || len(names) == 0 {
 			wait = watchElsewhere
 		}
-		pause(ctx, wait)
+		pause.For(ctx, wait)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 const (
@@ -18,7 +20,7 @@ const (
 // be known then.
 func (l *Log) Prune(ctx context.Context, keep time.Duration) error {
 	for wait := pruneGrace; ; wait = pruneEvery {
-		pause(ctx, wait)
+		pause.For(ctx, wait)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -49,7 +51,7 @@ func (l *Log) prune(ctx context.Context, keep, between time.Duration) (gone int6
 			return gone, fmt.Errorf("prune outcomes: %w", err)
 		}
 		gone += tag.RowsAffected()
-		if pause(ctx, between); ctx.Err() != nil {
+		if pause.For(ctx, between); ctx.Err() != nil {
 			return gone, ctx.Err()
 		}
 	}

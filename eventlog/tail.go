@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 // What the tail keeps in memory for followers that are nearly up to date.
@@ -228,7 +229,7 @@ func (p *pages) read(pg *page, after int64, size int) {
 	rest := tellAtMost - time.Since(p.ended)
 	p.mu.Unlock()
 	if rest > 0 { // the more processes append, the more often there is a little to read
-		pause(ctx, rest)
+		pause.For(ctx, rest)
 	}
 	limit := size - int(after%int64(size))
 	pg.batch, pg.err = p.log.Read(ctx, after, limit)
@@ -373,14 +374,5 @@ func (l *Log) next(ctx context.Context, name string, position int64, quiet time.
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }

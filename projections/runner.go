@@ -16,6 +16,7 @@ import (
 
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 // all lists every projection.
@@ -143,7 +144,7 @@ func (r *Runner) Run(ctx context.Context) error {
 			return nil
 		}
 		r.logger.Error("the read models' tables were not made; trying again", "error", err)
-		pause(ctx, retryWait)
+		pause.For(ctx, retryWait)
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -174,7 +175,7 @@ func (r *Runner) keep(ctx context.Context, p projection) {
 						}
 					} else if ctx.Err() == nil {
 						r.logger.Error("a rebuild was interrupted; it goes on", "projection", p.name, "error", err)
-						pause(ctx, retryWait)
+						pause.For(ctx, retryWait)
 					}
 				}
 			})
@@ -182,7 +183,7 @@ func (r *Runner) keep(ctx context.Context, p projection) {
 		}
 		if err != nil && ctx.Err() == nil {
 			r.logger.Error("a read model is not fed; trying again", "projection", p.name, "error", err)
-			pause(ctx, retryWait)
+			pause.For(ctx, retryWait)
 		}
 	}
 }
@@ -415,13 +416,4 @@ func (r *Runner) Status(ctx context.Context) ([]Status, error) {
 		out = append(out, s)
 	}
 	return out, nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/wheelrefinery/refinery/events"
 	"github.com/wheelrefinery/refinery/internal/fault"
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 const (
@@ -116,10 +117,10 @@ func (f *feed) fill(ctx context.Context, at int64) {
 		case ctx.Err() != nil:
 		case err != nil:
 			f.o.Logger.Error("followers of events wait: reading the log failed", "error", err)
-			pause(ctx, feedRetry)
+			pause.For(ctx, feedRetry)
 		case len(frames) > 0:
 			at = frames[len(frames)-1].position
-			pause(ctx, f.push(ctx, frames))
+			pause.For(ctx, f.push(ctx, frames))
 		default:
 			select {
 			case <-changed:
@@ -316,13 +317,4 @@ func (f *feed) read(ctx context.Context, w where, n int) (frames []frame, all bo
 		return nil, false, fmt.Errorf("read events: %w", err)
 	}
 	return frames, !full && len(frames) < n, nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

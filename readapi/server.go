@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -75,33 +76,17 @@ const (
 // Pool connects to dsn with at most this many connections, on which every transaction is read-only, no statement takes longer than ten
 // seconds, and none waits longer than two for a lock.
 func Pool(ctx context.Context, dsn string, most int) (*pgxpool.Pool, error) {
-	c, err := pgxpool.ParseConfig(dsn)
-	if err != nil { // which may quote the password
-		return nil, fault.New(fault.Invalid, "POSTGRES_DSN does not parse: see the form postgres://user:password@host:port/database")
-	}
-	c.MaxConns = int32(most)
-	// Planning costs more than reading a page. Every list is read by an index in its order, so one plan serves whatever is asked for, and one
-	// that was made while the tables were empty is no other.
-	c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
-	c.ConnConfig.StatementCacheCapacity = 100
-	for name, value := range map[string]string{
-		"enable_seqscan":                "off",
-		"default_transaction_read_only": "on", "jit": "off", "application_name": "refinery-read",
-		"statement_timeout": strconv.FormatInt(statementTime.Milliseconds(), 10),
-		"lock_timeout":      strconv.FormatInt(lockTime.Milliseconds(), 10),
-	} {
-		c.ConnConfig.RuntimeParams[name] = value
-	}
-	pool, err := pgxpool.NewWithConfig(ctx, c)
-	if err != nil {
-		return nil, fmt.Errorf("connect to Postgres: %w", err)
-	}
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, fault.New(fault.Unavailable, "Postgres does not answer at %s:%d: start it, or correct POSTGRES_DSN: %w",
-			c.ConnConfig.Host, c.ConnConfig.Port, err)
-	}
-	return pool, nil
+	return eventlog.Pool(ctx, dsn, most, func(c *pgxpool.Config) {
+		// Planning costs more than reading a page. Every list is read by an index in its order, so one plan serves whatever is asked for, and
+		// one that was made while the tables were empty is no other.
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+		c.ConnConfig.StatementCacheCapacity = 100
+		maps.Copy(c.ConnConfig.RuntimeParams, map[string]string{
+			"default_transaction_read_only": "on", "application_name": "refinery-read",
+			"statement_timeout": strconv.FormatInt(statementTime.Milliseconds(), 10),
+			"lock_timeout":      strconv.FormatInt(lockTime.Milliseconds(), 10),
+		})
+	})
 }
 
 // waitMost is how long min_position waits.

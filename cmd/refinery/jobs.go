@@ -12,6 +12,7 @@ import (
 
 	"github.com/wheelrefinery/refinery/eventlog"
 	"github.com/wheelrefinery/refinery/events"
+	"github.com/wheelrefinery/refinery/internal/pause"
 	"github.com/wheelrefinery/refinery/projections"
 	"github.com/wheelrefinery/refinery/writeapi"
 )
@@ -76,7 +77,7 @@ func (j *jobs) Next(ctx context.Context, w writeapi.Worker, wait time.Duration) 
 		select {
 		case <-woken:
 		case <-changed:
-			pause(ctx, min(lookAtMost, left))
+			pause.For(ctx, min(lookAtMost, left))
 		case <-time.After(min(lookAgain, left)):
 		case <-ctx.Done():
 			done()
@@ -114,13 +115,6 @@ func ignoreEnd(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
 }
 
 // Done implements writeapi.Jobs.

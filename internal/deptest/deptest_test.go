@@ -47,6 +47,7 @@ var rooms = map[string][]string{
 	"internal/health":     {"api", "bus", "eventlog", "projections"},
 	"internal/metrics":    {"api", "bus", "eventlog", "projections"},
 	"internal/fault":      {},
+	"internal/pause":      {},
 	"internal/pgtest":     {"internal/postgres", "migrations"},
 	"internal/postgres":   {},
 	"internal/testserver": {"internal/pgtest"},
@@ -58,7 +59,7 @@ var rooms = map[string][]string{
 }
 
 // shared may be imported by every package.
-var shared = []string{"internal/fault"}
+var shared = []string{"internal/fault", "internal/pause"}
 
 // testsOnly may be imported by no package, whatever the table says; only by tests and by one another.
 var testsOnly = []string{"bus/bustest", "internal/pgtest", "internal/testserver", "internal/deptest"}
