@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/wheelrefinery/refinery/bus/delivery"
 )
 
@@ -55,7 +53,7 @@ type consumer struct {
 	busy    bool // the clerk is at work
 
 	trusted time.Time // until when the leases hold
-	anew    bool      // all shards were let go, and the server does not know
+	anew    bool      // it holds no shard, and the server does not know
 	keepAt  time.Time
 	storeAt time.Time
 	share   int
@@ -71,12 +69,13 @@ type shown struct {
 	oldest  time.Time
 }
 
-func newConsumer(b *redisBus, topic, group string) *consumer {
+// newConsumer makes one that is the member me, as which a process that is dead may have been registered.
+func newConsumer(b *redisBus, topic, group, me string) *consumer {
 	streams := streamNames(topic)
 	c := &consumer{
-		bus: b, topic: topic, group: group, me: uuid.NewString(), streams: streams, logger: b.logger.With("topic", topic, "group", group),
+		bus: b, topic: topic, group: group, me: me, streams: streams, logger: b.logger.With("topic", topic, "group", group),
 		stop: make(chan struct{}), stopped: make(chan struct{}), queue: delivery.NewQueue[string](b.limits), shards: make([]*shard, len(streams)),
-		clerk: make(chan func() func()), written: make(chan func(), 1),
+		clerk: make(chan func() func()), written: make(chan func(), 1), anew: true,
 	}
 	c.reader = newReader(c)
 	return c

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 }
 
 func openURL(url string, logger *slog.Logger) (bus.Bus, error) {
-	return Open(context.Background(), url, logger)
+	return Open(context.Background(), url, "", logger)
 }
 
 // openQuiet opens a bus whose log is a failure of the test.
@@ -33,7 +33,7 @@ func openQuiet(t testing.TB, url string) *redisBus {
 
 func openLogging(t testing.TB, url string, log *bustest.Log, limits delivery.Limits) *redisBus {
 	t.Helper()
-	b, err := open(context.Background(), url, log.Logger(), limits)
+	b, err := open(context.Background(), url, "", log.Logger(), limits)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
@@ -72,6 +73,7 @@ func leasesKey(topic, group string) string  { return "refinery:leases:" + topic 
 
 type redisBus struct {
 	logger  *slog.Logger
+	owner   string
 	limits  delivery.Limits
 	options *goredis.Options
 	client  *goredis.Client
@@ -83,6 +85,7 @@ type redisBus struct {
 	closed      bool
 	topics      map[string]bool         // those that topicsKey names
 	groups      map[groupName]*consumer // those with a subscription in this process
+	members     map[groupName]int       // how many there were
 	subscribers delivery.Subscribers[string]
 }
 
@@ -98,12 +101,16 @@ type silent struct{}
 func (silent) Printf(context.Context, string, ...any) {}
 
 // Open connects to the Redis at url: redis://user:password@host:port/database, or rediss:// with TLS. It warns of settings of the server
-// under which it may lose what it has accepted.
-func Open(ctx context.Context, url string, logger *slog.Logger) (bus.Bus, error) {
-	return open(ctx, url, logger, delivery.DefaultLimits())
+// under which it may lose what it has accepted. Owner names this process among those that read: a new one with the name of a dead one has
+// at once the shards that it held; two live ones must never share a name. Empty: a random name.
+func Open(ctx context.Context, url, owner string, logger *slog.Logger) (bus.Bus, error) {
+	return open(ctx, url, owner, logger, delivery.DefaultLimits())
 }
 
-func open(ctx context.Context, url string, logger *slog.Logger, limits delivery.Limits) (*redisBus, error) {
+func open(ctx context.Context, url, owner string, logger *slog.Logger, limits delivery.Limits) (*redisBus, error) {
+	if owner == "" {
+		owner = uuid.NewString()
+	}
 	if url == "" {
 		return nil, fault.New(fault.Invalid, "the redis backend needs REDIS_URL, such as redis://127.0.0.1:6379/0")
 	}
@@ -122,7 +129,8 @@ func open(ctx context.Context, url string, logger *slog.Logger, limits delivery.
 		o.TLSConfig.MinVersion = tls.VersionTLS12
 	}
 	b := &redisBus{
-		logger: logger, limits: limits, options: o, client: goredis.NewClient(o), topics: map[string]bool{}, groups: map[groupName]*consumer{},
+		logger: logger, owner: owner, limits: limits, options: o, client: goredis.NewClient(o), topics: map[string]bool{},
+		groups: map[groupName]*consumer{}, members: map[groupName]int{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if err := b.look(ctx); err != nil {
@@ -261,8 +269,10 @@ func (b *redisBus) join(topic, group string) (*consumer, error) {
 	}
 	c := b.groups[groupName{topic, group}]
 	if c == nil {
-		c = newConsumer(b, topic, group)
-		b.groups[groupName{topic, group}] = c
+		name := groupName{topic, group}
+		c = newConsumer(b, topic, group, fmt.Sprintf("%s/%d", b.owner, b.members[name]))
+		b.groups[name] = c
+		b.members[name]++
 		go c.run()
 	}
 	c.subscriptions++

@@ -52,7 +52,7 @@ func TestPassword(t *testing.T) {
 	server := testserver.NewRedis(t, "--requirepass", "hunter2")
 	openQuiet(t, "redis://:hunter2@"+server.Addr()+"/3")
 	for _, url := range []string{"redis://" + server.Addr(), "redis://:hunter3@" + server.Addr(), "redis://me:hunter3@" + server.Addr()} {
-		_, err := Open(t.Context(), url, bustest.Quiet(t).Logger())
+		_, err := Open(t.Context(), url, "", bustest.Quiet(t).Logger())
 		if fault.CodeOf(err) != fault.Unavailable || strings.Contains(err.Error(), "hunter") {
 			t.Errorf("a wrong password: %v", err)
 		}
@@ -182,6 +182,47 @@ func TestSlowHandler(t *testing.T) {
 			t.Errorf("received %s", m.UUID)
 		}
 		m.Ack()
+	}
+}
+
+// A process that was killed and starts again reads at once what it read before; others wait until its leases have run out.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	url := testserver.Redis(t)
+	c := client(t, url)
+	alive := goredis.Z{Score: float64(time.Now().Add(time.Hour).UnixMilli()), Member: "killed/0"}
+	if err := c.ZAdd(t.Context(), membersKey("t", "g"), alive).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for n := range shards("t") {
+		if err := c.HSet(t.Context(), leasesKey("t", "g"), strconv.Itoa(n), "killed/0").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := openQuiet(t, url)
+	bustest.Publish(t, other, "t", bustest.Keyed("k", "1"))
+	ch, _ := bustest.Subscribe(t, other, "g", "t")
+	bustest.ExpectNone(t, ch, 2*keepInterval)
+
+	again, err := open(t.Context(), url, "killed", bustest.Quiet(t).Logger(), delivery.DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	ch2, _ := bustest.Subscribe(t, again, "g", "t")
+	select { // the two share the shards from now on
+	case m := <-ch:
+		m.Ack()
+	case m := <-ch2:
+		m.Ack()
+	case <-time.After(bustest.Patience):
+		t.Fatal("no message")
+	}
+	if waited := time.Since(begin); waited > leaseTime/2 {
+		t.Errorf("it came after %v", waited)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -398,7 +439,7 @@ func TestReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	replica := testserver.NewRedis(t, "--replicaof", fmt.Sprint(host, " ", port))
-	if _, err := Open(t.Context(), "redis://"+replica.Addr(), bustest.Quiet(t).Logger()); fault.CodeOf(err) != fault.Invalid {
+	if _, err := Open(t.Context(), "redis://"+replica.Addr(), "", bustest.Quiet(t).Logger()); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("a replica: %v", err)
 	}
 }

@@ -19,6 +19,7 @@ type Config struct {
 	Dir          string       // file: directory of the topics; created if missing
 	RedisURL     string       // redis: such as redis://user:password@host:6379/0, rediss:// with TLS
 	KafkaBrokers []string     // kafka: host:port of some brokers
+	Owner        string       // redis: names this process; one with the name of a dead one has at once what that one held. Empty: random
 	Logger       *slog.Logger // required
 }
 
@@ -34,7 +35,7 @@ func Open(ctx context.Context, c Config) (bus.Bus, error) {
 	case "file":
 		return file.Open(c.Dir, c.Logger)
 	case "redis":
-		return redis.Open(ctx, c.RedisURL, c.Logger)
+		return redis.Open(ctx, c.RedisURL, c.Owner, c.Logger)
 	case "kafka":
 		return kafka.Open(ctx, c.KafkaBrokers, c.Logger)
 	default:

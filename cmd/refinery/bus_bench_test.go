@@ -62,7 +62,7 @@ func BenchmarkBus(b *testing.B) {
 // bareBus opens a transport for itself.
 func bareBus(b *testing.B, c controlSettings) bus.Bus {
 	b.Helper()
-	t, err := transport.Open(b.Context(), c.transport(b.TempDir(), slog.New(slog.DiscardHandler)))
+	t, err := transport.Open(b.Context(), c.transport(b.TempDir(), "", slog.New(slog.DiscardHandler)))
 	if err != nil {
 		b.Fatal(err)
 	}

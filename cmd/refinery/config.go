@@ -42,9 +42,9 @@ type controlSettings struct {
 }
 
 // transport is where messages travel, of a control plane whose data is in dir.
-func (c controlSettings) transport(dir string, logger *slog.Logger) transport.Config {
+func (c controlSettings) transport(dir, owner string, logger *slog.Logger) transport.Config {
 	return transport.Config{
-		Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), RedisURL: c.RedisURL, Logger: logger,
+		Backend: c.QueueBackend, Dir: filepath.Join(dir, "bus"), RedisURL: c.RedisURL, Owner: owner, Logger: logger,
 		KafkaBrokers: strings.FieldsFunc(c.KafkaBrokers, func(r rune) bool { return r == ',' || r == ' ' }),
 	}
 }

@@ -124,7 +124,7 @@ func startPlane(ctx context.Context, c controlSettings, dir string, logger *slog
 	if err := p.read.Setup(ctx); err != nil {
 		return nil, err
 	}
-	if p.bus, err = transport.Open(ctx, c.transport(dir, logger)); err != nil {
+	if p.bus, err = transport.Open(ctx, c.transport(dir, name, logger)); err != nil {
 		return nil, err
 	}
 	p.onStop(func(context.Context) error { return p.bus.Close() })
