@@ -14,16 +14,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/uuid"
+
 	"github.com/wheelrefinery/refinery/bus"
 )
 
 // Main plays a part in another process, and does not return then, if this test binary was started for that. TestMain calls it first.
-func Main(open func(address string, logger *slog.Logger) (bus.Bus, error)) {
+func Main(open func(address, owner string, logger *slog.Logger) (bus.Bus, error)) {
 	role := os.Getenv("BUSTEST_ROLE")
 	if role == "" {
 		return
 	}
-	b, err := open(os.Getenv("BUSTEST_ADDRESS"), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	b, err := open(os.Getenv("BUSTEST_ADDRESS"), os.Getenv("BUSTEST_OWNER"), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err == nil {
 		err = map[string]func(bus.Bus, string) error{"publish": publishChild, "consume": consumeChild}[role](b, os.Getenv("BUSTEST_TOPIC"))
 	}
@@ -35,9 +38,9 @@ func Main(open func(address string, logger *slog.Logger) (bus.Bus, error)) {
 }
 
 // child runs this test binary as another process that plays a role on a topic.
-func (tr Transport) child(t *testing.T, role, topic string) (*exec.Cmd, *bufio.Scanner) {
+func (tr Transport) child(t *testing.T, role, topic, owner string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
-	cmd, out := Child(t, "BUSTEST_ROLE="+role, "BUSTEST_ADDRESS="+tr.Address, "BUSTEST_TOPIC="+topic)
+	cmd, out := Child(t, "BUSTEST_ROLE="+role, "BUSTEST_ADDRESS="+tr.Address, "BUSTEST_TOPIC="+topic, "BUSTEST_OWNER="+owner)
 	return cmd, bufio.NewScanner(out)
 }
 
@@ -108,7 +111,7 @@ func consumeChild(b bus.Bus, topic string) error {
 func testCrashBeforeAck(t *testing.T, tr Transport) {
 	b, name := tr.open(t), topic()
 	Publish(t, b, name, Keyed("k1", "one"), Keyed("k2", "hold"), Keyed("k3", "two"), Keyed("k2", "after"))
-	cmd, lines := tr.child(t, "consume", name)
+	cmd, lines := tr.child(t, "consume", name, "")
 	for range 3 {
 		if !lines.Scan() {
 			t.Fatal("child ended")
@@ -140,10 +143,47 @@ func testCrashBeforeAck(t *testing.T, tr Transport) {
 	}
 }
 
+// A process that is killed and starts again under its name has at once what it held; and one that is closed leaves it to others at once.
+func testRestart(t *testing.T, tr Transport) {
+	publisher, name, owner := tr.open(t), topic(), uuid.NewString()
+	soon := max(tr.Takeover/3, time.Second) // well before a process that says nothing is given up
+	Publish(t, publisher, name, Keyed("k", "one"), Keyed("k", "hold"))
+	cmd, lines := tr.child(t, "consume", name, owner)
+	for lines.Scan() && lines.Text() != "hold" {
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	receive := func(ch <-chan *message.Message, want string, begin time.Time) {
+		t.Helper()
+		for payload := ""; payload != want; { // what was acknowledged may come again
+			m := Receive(t, ch)
+			payload = string(m.Payload)
+			m.Ack()
+		}
+		if d := time.Since(begin); d > soon {
+			t.Errorf("%q came after %v", want, d)
+		}
+	}
+	killed := time.Now()
+	again := tr.openAs(t, owner)
+	ch, _ := Subscribe(t, again, "g", name)
+	receive(ch, "hold", killed)
+
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	closed := time.Now()
+	Publish(t, publisher, name, Keyed("k", "last"))
+	ch, _ = Subscribe(t, tr.openAs(t, uuid.NewString()), "g", name)
+	receive(ch, "last", closed)
+}
+
 // What Publish has returned for survives the publisher.
 func testCrashOfPublisher(t *testing.T, tr Transport) {
 	b, name := tr.open(t), topic()
-	cmd, lines := tr.child(t, "publish", name)
+	cmd, lines := tr.child(t, "publish", name, "")
 	last := map[string]int{}
 	for lines.Scan() {
 		key, number, _ := strings.Cut(lines.Text(), " ")

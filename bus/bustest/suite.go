@@ -20,8 +20,9 @@ import (
 
 // Transport is what the suite knows of one.
 type Transport struct {
-	// Open connects to address, as a process of its own would. It may be called in another process; see [Main].
-	Open    func(address string, logger *slog.Logger) (bus.Bus, error)
+	// Open connects to address, as a process of its own would, which has the name owner, "" for none. It may be called in another process;
+	// see [Main].
+	Open    func(address, owner string, logger *slog.Logger) (bus.Bus, error)
 	Address string
 	// Kill ends the server as a crash does, and Start starts it again on what it had stored. Nil: there is no server.
 	Kill, Start func(t testing.TB)
@@ -54,6 +55,7 @@ func Run(t *testing.T, tr Transport) {
 		{"Order", testOrder, true},
 		{"Rebalance", testRebalance, true},
 		{"CrashBeforeAck", testCrashBeforeAck, true},
+		{"Restart", testRestart, true},
 		{"CrashOfPublisher", testCrashOfPublisher, true},
 		{"ServerKilled", testServerKilled, tr.Kill != nil},
 		{"ServerGone", testServerGone, tr.Kill != nil},
@@ -65,10 +67,12 @@ func Run(t *testing.T, tr Transport) {
 }
 
 // open opens a bus that is closed with the test. What it logs is shown when the test fails.
-func (tr Transport) open(t testing.TB) bus.Bus {
+func (tr Transport) open(t testing.TB) bus.Bus { return tr.openAs(t, "") }
+
+func (tr Transport) openAs(t testing.TB, owner string) bus.Bus {
 	t.Helper()
 	log := &Log{}
-	b, err := tr.Open(tr.Address, log.Logger())
+	b, err := tr.Open(tr.Address, owner, log.Logger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +365,7 @@ func poisoned(t *testing.T, b bus.Bus, it func(*message.Message) bool) *message.
 // What no bus has written ends in the poison topic, once, is named in the log, and stops nothing.
 func testForeign(t *testing.T, tr Transport) {
 	name, log := topic(), &Log{}
-	b, err := tr.Open(tr.Address, log.Logger())
+	b, err := tr.Open(tr.Address, "", log.Logger())
 	if err != nil {
 		t.Fatal(err)
 	}

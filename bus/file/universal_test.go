@@ -23,7 +23,7 @@ func TestSuite(t *testing.T) {
 }
 
 // openAs opens a bus as other processes of the suite do: with small segments.
-func openAs(dir string, logger *slog.Logger) (bus.Bus, error) {
+func openAs(dir, _ string, logger *slog.Logger) (bus.Bus, error) {
 	tn := defaultTuning()
 	tn.segmentSize = 8 << 10
 	return openFile(dir, logger, tn)

@@ -121,6 +121,7 @@ func (b *kafkaBus) consumerConfig() *sarama.Config {
 	c.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
 	c.Consumer.Group.Rebalance.Timeout = 5 * time.Second
 	c.Consumer.Group.Rebalance.Retry.Backoff = retryInterval
+	c.Consumer.Group.InstanceId = b.owner
 	c.Consumer.Group.Session.Timeout = b.tuning.sessionTime
 	c.Consumer.Group.Heartbeat.Interval = heartbeat
 	return c
@@ -133,7 +134,11 @@ func (g *group) run(ctx context.Context) {
 	parts.Go(g.report)
 	parts.Go(func() { g.trimAll(ctx) })
 	g.consume(ctx)
-	if err := g.kafka.Close(); err != nil { // it has told of errors before; nothing is lost but a quick handover
+	err := g.kafka.Close()
+	if owner := g.bus.owner; owner != "" && err == nil && !g.down { // one with a name is expected back, until Kafka is told
+		_, err = g.bus.admin.RemoveMemberFromConsumerGroup(groupID(g.name, g.topic.name), []string{owner})
+	}
+	if err != nil { // it has told of errors before; nothing is lost but a quick handover
 		g.logger.Warn("Kafka was not told that a consumer left", "error", err)
 	}
 	close(g.ended)

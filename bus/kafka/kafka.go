@@ -50,6 +50,7 @@ func defaultTuning() tuning {
 // one for each process, are Kafka's group <group>/<topic>: one for all topics would be rebalanced on each of them.
 type kafkaBus struct {
 	brokers  []string
+	owner    string
 	logger   *slog.Logger
 	tuning   tuning
 	ctx      context.Context // ends with the bus
@@ -68,16 +69,17 @@ type kafkaBus struct {
 	making sync.Mutex // who makes a topic, joins a group or leaves it
 }
 
-// Open connects to the cluster that some of its brokers, each host:port, tell of.
-func Open(ctx context.Context, brokers []string, logger *slog.Logger) (bus.Bus, error) {
-	return open(ctx, brokers, logger, defaultTuning())
+// Open connects to the cluster that some of its brokers, each host:port, tell of. Owner names this process among those that read: a new one
+// with the name of a dead one has at once the partitions that it held (KIP-345); two live ones must never share a name. Empty: no name.
+func Open(ctx context.Context, brokers []string, owner string, logger *slog.Logger) (bus.Bus, error) {
+	return open(ctx, brokers, owner, logger, defaultTuning())
 }
 
-func open(ctx context.Context, brokers []string, logger *slog.Logger, tn tuning) (_ *kafkaBus, err error) {
+func open(ctx context.Context, brokers []string, owner string, logger *slog.Logger, tn tuning) (_ *kafkaBus, err error) {
 	if len(brokers) == 0 {
 		return nil, fault.New(fault.Invalid, "KAFKA_BROKERS is not set: QUEUE_BACKEND=kafka needs it, such as host:9092")
 	}
-	b := &kafkaBus{brokers: brokers, logger: logger, tuning: tn, topics: map[string]*topic{}}
+	b := &kafkaBus{brokers: brokers, owner: owner, logger: logger, tuning: tn, topics: map[string]*topic{}}
 	b.ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {

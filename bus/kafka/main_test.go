@@ -17,8 +17,8 @@ func TestMain(m *testing.M) {
 }
 
 // openAs opens a bus as other processes of the suite do.
-func openAs(broker string, logger *slog.Logger) (bus.Bus, error) {
-	return Open(context.Background(), []string{broker}, logger)
+func openAs(broker, owner string, logger *slog.Logger) (bus.Bus, error) {
+	return Open(context.Background(), []string{broker}, owner, logger)
 }
 
 // openHere opens a bus on the broker that tests share.
@@ -28,7 +28,7 @@ func openHere(t testing.TB, log *bustest.Log, change ...func(*tuning)) *kafkaBus
 	for _, c := range change {
 		c(&tn)
 	}
-	b, err := open(t.Context(), []string{testserver.Kafka(t)}, log.Logger(), tn)
+	b, err := open(t.Context(), []string{testserver.Kafka(t)}, "", log.Logger(), tn)
 	if err != nil {
 		t.Fatal(err)
 	}

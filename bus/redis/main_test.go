@@ -21,8 +21,8 @@ func TestMain(m *testing.M) {
 	pgtest.Main(m, bustest.Leaks...)
 }
 
-func openURL(url string, logger *slog.Logger) (bus.Bus, error) {
-	return Open(context.Background(), url, "", logger)
+func openURL(url, owner string, logger *slog.Logger) (bus.Bus, error) {
+	return Open(context.Background(), url, owner, logger)
 }
 
 // openQuiet opens a bus whose log is a failure of the test.

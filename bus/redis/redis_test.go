@@ -185,47 +185,6 @@ func TestSlowHandler(t *testing.T) {
 	}
 }
 
-// A process that was killed and starts again reads at once what it read before; others wait until its leases have run out.
-func TestRestart(t *testing.T) {
-	t.Parallel()
-	url := testserver.Redis(t)
-	c := client(t, url)
-	alive := goredis.Z{Score: float64(time.Now().Add(time.Hour).UnixMilli()), Member: "killed/0"}
-	if err := c.ZAdd(t.Context(), membersKey("t", "g"), alive).Err(); err != nil {
-		t.Fatal(err)
-	}
-	for n := range shards("t") {
-		if err := c.HSet(t.Context(), leasesKey("t", "g"), strconv.Itoa(n), "killed/0").Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	other := openQuiet(t, url)
-	bustest.Publish(t, other, "t", bustest.Keyed("k", "1"))
-	ch, _ := bustest.Subscribe(t, other, "g", "t")
-	bustest.ExpectNone(t, ch, 2*keepInterval)
-
-	again, err := open(t.Context(), url, "killed", bustest.Quiet(t).Logger(), delivery.DefaultLimits())
-	if err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	ch2, _ := bustest.Subscribe(t, again, "g", "t")
-	select { // the two share the shards from now on
-	case m := <-ch:
-		m.Ack()
-	case m := <-ch2:
-		m.Ack()
-	case <-time.After(bustest.Patience):
-		t.Fatal("no message")
-	}
-	if waited := time.Since(begin); waited > leaseTime/2 {
-		t.Errorf("it came after %v", waited)
-	}
-	if err := again.Close(); err != nil {
-		t.Error(err)
-	}
-}
-
 // Who has lost a shard works no longer on its messages, and what it acknowledges has no effect.
 func TestLostShard(t *testing.T) {
 	url := testserver.Redis(t)

@@ -19,7 +19,7 @@ type Config struct {
 	Dir          string       // file: directory of the topics; created if missing
 	RedisURL     string       // redis: such as redis://user:password@host:6379/0, rediss:// with TLS
 	KafkaBrokers []string     // kafka: host:port of some brokers
-	Owner        string       // redis: names this process; one with the name of a dead one has at once what that one held. Empty: random
+	Owner        string       // redis, kafka: names this process; one with the name of a dead one has at once what that one held. Empty: random
 	Logger       *slog.Logger // required
 }
 
@@ -37,7 +37,7 @@ func Open(ctx context.Context, c Config) (bus.Bus, error) {
 	case "redis":
 		return redis.Open(ctx, c.RedisURL, c.Owner, c.Logger)
 	case "kafka":
-		return kafka.Open(ctx, c.KafkaBrokers, c.Logger)
+		return kafka.Open(ctx, c.KafkaBrokers, c.Owner, c.Logger)
 	default:
 		return nil, fmt.Errorf("bus: unknown queue backend %q: there are file, redis and kafka", c.Backend)
 	}
