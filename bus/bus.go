@@ -31,6 +31,10 @@ const (
 	TopicPoison = "poison"
 )
 
+// ReadByOne says that one process of a group reads the topic, and others stand by until that one is gone. Commands are appended one batch
+// after the other whoever decides them: shared out, the batches are smaller and there are more of them.
+func ReadByOne(topic string) bool { return topic == TopicCommands }
+
 // KeyMetadata is the metadata entry that holds a message's partition key. Messages without it share the empty key, and so
 // are delivered one at a time.
 const KeyMetadata = "key"

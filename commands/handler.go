@@ -136,13 +136,18 @@ func (h *Handler) Run(ctx context.Context) error {
 				return nil
 			}
 		}
-		batch = h.gather(ctx, h.drain(batch))
-		done := h.log.Turn(ctx)
-		batch = h.drain(batch) // what has come meanwhile
+	drain:
+		for len(batch) < mostBatch {
+			select {
+			case t := <-h.tasks:
+				batch = append(batch, t)
+			default:
+				break drain
+			}
+		}
+		batch = h.gather(ctx, batch)
 		var err error
-		again, err = h.batch(ctx, batch)
-		done()
-		if err == nil {
+		if again, err = h.batch(ctx, batch); err == nil {
 			wait = retryFirst
 			continue
 		}
@@ -160,19 +165,6 @@ func (h *Handler) Run(ctx context.Context) error {
 		}
 		wait = min(2*wait, retryMost)
 	}
-}
-
-// drain adds all that wait.
-func (h *Handler) drain(batch []*task) []*task {
-	for len(batch) < mostBatch {
-		select {
-		case t := <-h.tasks:
-			batch = append(batch, t)
-		default:
-			return batch
-		}
-	}
-	return batch
 }
 
 // gather lets a few more come while nobody waits for those that are there: to load and to append costs as much as twenty commands.

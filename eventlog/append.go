@@ -384,10 +384,6 @@ func (l *Log) write(ctx context.Context, b *batch) error {
 		return r.Err
 	}
 	head := int64(be.Uint64(r.Rows[0][0]))
-	if head != l.written {
-		l.crowdedAt.Store(time.Now().UnixNano())
-	}
-	l.written = head + int64(len(b.recorded))
 	for i := range b.items {
 		o := b.items[i].Outcome
 		o.Time = b.at

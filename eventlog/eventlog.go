@@ -123,10 +123,6 @@ type Log struct {
 	// Of the writer's goroutine alone.
 	partitions int64 // first position that has no partition yet
 	now        time.Time
-	written    int64 // the last position of its last batch
-
-	crowdedAt atomic.Int64 // when another process was last seen to have appended, in Unix nanoseconds
-	noTurns   time.Time    // until then; of the goroutine that takes turns
 }
 
 // partitionSize is how many positions one partition holds; see migrations/00001.
@@ -178,7 +174,6 @@ func Open(ctx context.Context, pool *pgxpool.Pool, o Options) (*Log, error) {
 	if err := l.findPartitions(ctx); err != nil {
 		return nil, err
 	}
-	l.written = head
 	l.tail.init(head)
 	l.pages.init(l)
 	l.progress.init()

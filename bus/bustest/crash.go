@@ -180,6 +180,51 @@ func testRestart(t *testing.T, tr Transport) {
 	receive(ch, "last", closed)
 }
 
+// Of several processes one reads the commands, and the next when that one is closed.
+func testStandby(t *testing.T, tr Transport) {
+	group, readers := uuid.NewString(), [2]bus.Bus{tr.open(t), tr.open(t)}
+	publisher := tr.open(t)
+	var channels [2]<-chan *message.Message
+	for i := range channels {
+		channels[i], _ = Subscribe(t, readers[i], group, bus.TopicCommands)
+	}
+	const keys = 40
+	read := func() (by [2]int) {
+		t.Helper()
+		for k := range keys {
+			Publish(t, publisher, bus.TopicCommands, Keyed(uuid.NewString(), strconv.Itoa(k)))
+		}
+		for by[0]+by[1] < keys {
+			var m *message.Message
+			select {
+			case m = <-channels[0]:
+				by[0]++
+			case m = <-channels[1]:
+				by[1]++
+			case <-time.After(Patience):
+				t.Fatalf("they have read %v", by)
+			}
+			m.Ack()
+		}
+		return by
+	}
+	read() // while it is settled who reads
+	time.Sleep(2 * time.Second)
+	by := read()
+	if by[0] != 0 && by[1] != 0 {
+		t.Fatalf("both read: %v", by)
+	}
+	active := 0
+	if by[1] != 0 {
+		active = 1
+	}
+	if err := readers[active].Close(); err != nil {
+		t.Fatal(err)
+	}
+	channels[active] = nil // it is closed
+	read()
+}
+
 // What Publish has returned for survives the publisher.
 func testCrashOfPublisher(t *testing.T, tr Transport) {
 	b, name := tr.open(t), topic()

@@ -54,6 +54,7 @@ func Run(t *testing.T, tr Transport) {
 		{"Foreign", testForeign, tr.Foreign != nil},
 		{"Order", testOrder, true},
 		{"Rebalance", testRebalance, true},
+		{"Standby", testStandby, true},
 		{"CrashBeforeAck", testCrashBeforeAck, true},
 		{"Restart", testRestart, true},
 		{"CrashOfPublisher", testCrashOfPublisher, true},

@@ -75,7 +75,7 @@ func (b *kafkaBus) join(t *topic, name string) (*group, error) {
 	defer b.making.Unlock()
 	g := t.groups[name]
 	if g == nil {
-		client, err := sarama.NewConsumerGroup(b.brokers, groupID(name, t.name), b.consumerConfig())
+		client, err := sarama.NewConsumerGroup(b.brokers, groupID(name, t.name), b.consumerConfig(t.name))
 		if err != nil {
 			return nil, err
 		}
@@ -105,7 +105,7 @@ func (b *kafkaBus) leave(g *group) {
 	<-g.stopped
 }
 
-func (b *kafkaBus) consumerConfig() *sarama.Config {
+func (b *kafkaBus) consumerConfig(topic string) *sarama.Config {
 	c := config()
 	c.Metadata.Retry.Max = 1 // heartbeats are tried so often, too
 	c.ChannelBufferSize = 16 // for each partition; the queue has the rest
@@ -119,6 +119,9 @@ func (b *kafkaBus) consumerConfig() *sarama.Config {
 	c.Consumer.Offsets.AutoCommit.Interval = offsetInterval
 	// Not the cooperative one, by which partitions that stay would not be interrupted: with it a key was once seen with two processes.
 	c.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{sarama.NewBalanceStrategySticky()}
+	if bus.ReadByOne(topic) {
+		c.Consumer.Group.Rebalance.GroupStrategies = []sarama.BalanceStrategy{one{}}
+	}
 	c.Consumer.Group.Rebalance.Timeout = 5 * time.Second
 	c.Consumer.Group.Rebalance.Retry.Backoff = retryInterval
 	c.Consumer.Group.InstanceId = b.owner
@@ -126,6 +129,23 @@ func (b *kafkaBus) consumerConfig() *sarama.Config {
 	c.Consumer.Group.Heartbeat.Interval = heartbeat
 	return c
 }
+
+// one is a sarama.BalanceStrategy: the member whose id comes first has all partitions, and others stand by. Ids begin with the names of
+// processes, so one that starts again has them again.
+type one struct{}
+
+func (one) Name() string { return "one" }
+
+func (one) Plan(members map[string]sarama.ConsumerGroupMemberMetadata, topics map[string][]int32) (sarama.BalanceStrategyPlan, error) {
+	first := slices.Min(slices.Collect(maps.Keys(members)))
+	plan := sarama.BalanceStrategyPlan{}
+	for topic, partitions := range topics {
+		plan.Add(first, topic, partitions...)
+	}
+	return plan, nil
+}
+
+func (one) AssignmentData(string, map[string][]int32, int32) ([]byte, error) { return nil, nil }
 
 func (g *group) run(ctx context.Context) {
 	defer close(g.stopped)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/wheelrefinery/refinery/bus"
 )
 
 // Which process of a group reads which shard:
@@ -15,7 +17,8 @@ import (
 //	refinery:leases:<topic>:<group>    hash: shard, and the member that holds it
 //
 // A lease holds while its member lives. Each member prolongs its life every keepInterval, and takes shards that nobody holds until it has
-// its share, which is the shards divided by the members that live; one that has more gives some back. What a member stores for a shard is
+// its share, which is the shards divided by the members that live (of a topic that one reads: all, where no other that lives has any); one
+// that has more gives some back. What a member stores for a shard is
 // stored only while it holds the lease, in the same script. So an order of handling is kept when the reading process changes: who gives a
 // shard back has let its last message of it go before; and who could not prolong its life ends the work on all its messages after
 // leaseTrust, which is well before others take the shards at leaseTime, both counted from before its last success. A process that was
@@ -41,8 +44,8 @@ type kept struct {
 	claimed map[int]string // shards that are owned anew, and until where each is passed
 }
 
-// keepScript prolongs the member's life and takes shards up to its share. ARGV: member, leaseTime, group, and 1 if the member has let go
-// what it held.
+// keepScript prolongs the member's life and takes shards up to its share. ARGV: member, leaseTime, group, 1 if the member has let go what it
+// held, and 1 if one member reads all shards and others stand by.
 var keepScript = goredis.NewScript(`
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -54,10 +57,16 @@ for _, m in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
 	members = members + 1
 end
 local shards = #KEYS - 2
-local share = math.ceil(shards / members)
 local holders = {}
 local flat = redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do holders[flat[i]] = flat[i + 1] end
+local share = math.ceil(shards / members)
+if ARGV[5] == '1' then
+	share = shards
+	for _, holder in pairs(holders) do
+		if holder ~= ARGV[1] and lives[holder] then share = 0 end
+	end
+end
 local owned, free = {}, {}
 for i = 0, shards - 1 do
 	local holder = holders[tostring(i)]
@@ -93,7 +102,7 @@ return {share, owned, claimed}`)
 
 func (c *consumer) keep(ctx context.Context, anew bool) (k kept, err error) {
 	keys := append([]string{membersKey(c.topic, c.group), leasesKey(c.topic, c.group)}, c.streams...)
-	r, err := keepScript.Run(ctx, c.bus.client, keys, c.me, leaseTime.Milliseconds(), c.group, anew).Slice()
+	r, err := keepScript.Run(ctx, c.bus.client, keys, c.me, leaseTime.Milliseconds(), c.group, anew, bus.ReadByOne(c.topic)).Slice()
 	if err != nil {
 		return k, err
 	}
