@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings the compose file up for real on each transport named (redis and kafka), tries it, says what it proved, and removes everything.
 # Where no image registry can be reached, build stand-ins for the images first; README.md names the variables for them.
-set -euo pipefail
+set -euo pipefail # so no grep -q behind curl: it ends before curl has written all
 cd "$(dirname "$0")/.."
 limit=1500 # seconds for everything, cleaning up not counted
 [ -n "${TRY_BOUNDED:-}" ] || TRY_BOUNDED=1 exec timeout -k 120 "$limit" "$0" "$@"
@@ -52,8 +52,8 @@ try() {
 	compose up -d
 	[ "$(containers | wc -l)" = 5 ] || die "not all containers are there"
 	within 180 healthy || die "not everything is healthy on $1"
-	curl -fsS "$api/ready" | grep -q "\"detail\":\"$1[^\"]*\",\"name\":\"bus\"" || die "/ready does not name $1: $(curl -sS "$api/ready")"
-	curl -fsS "$page/" | grep -qi '<!doctype html' || die "no page on :3000"
+	curl -fsS "$api/ready" | grep "\"detail\":\"$1[^\"]*\",\"name\":\"bus\"" >/dev/null || die "/ready does not name $1: $(curl -sS "$api/ready")"
+	curl -fsS "$page/" | grep -i '<!doctype html' >/dev/null || die "no page on :3000"
 	say "$1: Postgres, Redis, Redpanda, control plane and worker are healthy; API on :8080, page on :3000"
 
 	[ "$(curl -s -o /dev/null -w '%{http_code}' -X POST "$api/queue/pause")" = 401 ] || die "a write without the token is not refused"
@@ -80,7 +80,7 @@ try() {
 	within 120 live 4 || die "there are not 4 workers"
 	refine cffi cffi | tee -a "$log" | grep 'wheels are there' || die "cffi is not built"
 	grep -q 'the apt packages' "$log" || curl -fsS "$api/logs/cffi/$(curl -fsS "$api/packages/cffi" | grep -o '"version":"[^"]*"' | head -n 1 | cut -d '"' -f 4)?format=text" |
-		grep -q 'recipe: installing the apt packages' || die "no hint installed what cffi needs"
+		grep 'recipe: installing the apt packages' >/dev/null || die "no hint installed what cffi needs"
 	say "$1: 4 workers; a hint installed the headers that cffi needs, and it was built"
 
 	control=$(containers control)
