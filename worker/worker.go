@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wheelrefinery/refinery/api"
+	"github.com/wheelrefinery/refinery/internal/pause"
 )
 
 // Config says how to work. Only URL, Dir and Logger must be given.
@@ -198,7 +199,7 @@ func (w *Worker) slot(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		if w.isDraining() {
-			sleep(ctx, time.Second)
+			pause.For(ctx, time.Second)
 			continue
 		}
 		job, err := w.lease(ctx)
@@ -210,7 +211,7 @@ func (w *Worker) slot(ctx context.Context) {
 			if failures == 1 || failures%20 == 0 {
 				w.Logger.Warn("no job can be leased: trying again", "error", err)
 			}
-			sleep(w.asking(ctx), min(5*time.Second, 200*time.Millisecond*time.Duration(math.Pow(2, float64(min(failures, 10))))))
+			pause.For(w.asking(ctx), min(5*time.Second, 200*time.Millisecond*time.Duration(math.Pow(2, float64(min(failures, 10))))))
 			continue
 		}
 		if failures > 0 {
@@ -272,7 +273,7 @@ func (w *Worker) isDraining() bool {
 // heartbeats extends the leases and does what the answer says.
 func (w *Worker) heartbeats(ctx context.Context) {
 	interval := 10 * time.Second // until an answer says otherwise
-	for ; ctx.Err() == nil; sleep(ctx, interval) {
+	for ; ctx.Err() == nil; pause.For(ctx, interval) {
 		w.mu.Lock()
 		jobs := make([]api.JobRef, 0, len(w.jobs))
 		for ref := range w.jobs {
@@ -304,14 +305,5 @@ func (w *Worker) heartbeats(ctx context.Context) {
 			}
 		}
 		w.mu.Unlock()
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
